@@ -22,6 +22,11 @@ def shown(path: str | Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def interactive() -> bool:
+    """Whether somebody watches this notebook (JupyterLab, VS Code), rather than papermill or nbconvert running it."""
+    return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one rename.

@@ -1,0 +1,150 @@
+"""A small repository with quick notebooks, to test the run itself: what reruns, what goes on, what is reported."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+
+from utils.files import ROOT
+
+MODULES = ("__init__", "files", "params", "profile", "step", "pipeline", "leaderboard", "report", "competition")
+
+COMMON = 'data_dir: str = ""  # data\noutput_dir: str = "outputs/try"  # run\nn_folds: int = 5  # folds\n'
+MEMBER = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
+
+BODY = """
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, os.getcwd())
+from utils.params import check_parameters
+parameters = check_parameters(globals())
+from utils.files import resolve, write_json, read_json
+folder = resolve(output_dir) / STEP
+print("at work in", folder.name)
+with open(resolve(output_dir) / "diary.txt", "a") as diary:
+    diary.write(STEP + "\\n")
+"""
+
+END = 'write_json(folder / "metrics.json", {"step": STEP, "minutes": 0.1, "parameters": parameters, **scores})'
+
+NOTEBOOKS = {
+    "01_eda": (COMMON, 'STEP = "01_eda"\n', "scores = {}"),
+    "03_train": (
+        MEMBER + 'epochs: int = 1  # epochs\nlr: float = 1e-3  # rate\narchitecture: str = "unet"  # name\n',
+        'STEP = f"03_train/{model}/fold{fold}"\n',
+        """
+if lr > 1:
+    raise ValueError("the loss is not finite")
+checkpoint = folder / "last.ckpt"
+first = int(checkpoint.read_text()) + 1 if checkpoint.exists() else 0
+for epoch in range(first, epochs):
+    with open(resolve(output_dir) / "diary.txt", "a") as diary:
+        diary.write(f"{STEP} epoch {epoch}\\n")
+    time.sleep(0.3)
+    checkpoint.write_text(str(epoch))
+scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
+    ),
+    "04_inference_tta": (
+        MEMBER + 'tta: str = ""  # flips\n',
+        'STEP = f"04_inference_tta/{model}/fold{fold}"\n',
+        'scores = {"oof_dice": 0.91 + fold / 100, "test_dice": 0.905, "model": model, "fold": fold}',
+    ),
+    "05_ensemble": (
+        COMMON + 'models: list = []  # names\nsubmission: str = ""  # path\n',
+        'STEP = "05_ensemble"\n',
+        """
+Path(submission).parent.mkdir(exist_ok=True)
+Path(submission).write_text("image_name,class,rle\\n")
+of_models = {m: {"oof_dice": 0.915, "test_dice": 0.905, "weight": 1.0} for m in models}
+scores = {"oof_dice": 0.92, "test_dice": 0.91, "models": of_models, "submission": submission}""",
+    ),
+}
+
+PROFILE = """
+threads: 1
+jobs: 2
+parameters: {n_folds: 2}
+folds: [0, 1]
+train: {epochs: 2, lr: 1e-3}
+models: {thin: {architecture: unet}}
+predict: {tta: hflip}
+"""
+
+
+def make_repository(root: Path) -> Path:
+    """A repository below `root` with the pipeline's modules, quick notebooks and the profile `quick`."""
+    (root / "utils").mkdir(parents=True)
+    for name in MODULES:
+        shutil.copy(ROOT / "utils" / f"{name}.py", root / "utils")
+    (root / "notebooks" / "profiles").mkdir(parents=True)
+    shutil.copy(ROOT / "notebooks" / "Snakefile", root / "notebooks")
+    (root / "notebooks" / "profiles" / "quick.yaml").write_text(PROFILE)
+    for name, (parameters, step, work) in NOTEBOOKS.items():
+        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters.strip())]
+        cells += [nbformat.v4.new_code_cell(text.strip()) for text in (step + BODY, work, END)]
+        cells[1].metadata["tags"] = ["parameters"]
+        book = nbformat.v4.new_notebook(cells=cells)
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, root / "notebooks" / f"{name}.ipynb")
+    return root
+
+
+def make_data(folder: Path) -> Path:
+    """Two people for training and one for test, in the competition's layout, with one class."""
+    for split, people in (("train", ("ID001", "ID002")), ("test", ("ID003",))):
+        for person in people:
+            image = folder / split / "DCM" / person / f"image{person}.png"
+            image.parent.mkdir(parents=True)
+            cv2.imwrite(str(image), np.full((32, 32), 128, np.uint8))
+            if split == "train":
+                points = [[4, 4], [20, 4], [20, 20]]
+                annotation = {"annotations": [{"type": "poly_seg", "points": points, "label": "bone"}]}
+                path = folder / split / "outputs_json" / person / f"image{person}.json"
+                path.parent.mkdir(parents=True)
+                path.write_text(json.dumps(annotation))
+    (folder / "classes.txt").write_text("bone\n")
+    return folder
+
+
+class FakeRun:
+    """One run of the small repository: start it, see what it did."""
+
+    def __init__(self, root: Path):
+        self.root = make_repository(root / "a repository")
+        self.data = make_data(root / "the data")
+        self.run = self.root / "outputs" / "quick-the data"
+        self.diary = self.run / "diary.txt"
+        self.command = [sys.executable, "-m", "utils.pipeline", "--profile", "quick", "--data", str(self.data)]
+        self.environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def begin(self, *options: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self.command, *options],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def start(self, *options: str) -> tuple[int, str, list[str]]:
+        """Exit status, what it printed, and the diary's new lines: the steps that were executed."""
+        before = len(self.lines())
+        process = self.begin(*options)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output, self.lines()[before:]
+
+    def lines(self) -> list[str]:
+        return self.diary.read_text().splitlines() if self.diary.exists() else []
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        text = (self.root / path).read_text()
+        assert old in text
+        (self.root / path).write_text(text.replace(old, new))

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The tests, in run_all.sh's environment: bash tests/run.sh [pytest options], bash tests/run.sh bench
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/run_all.sh" --install
+cd "$root"
+if [ "${1:-}" = bench ]; then
+    shift
+    exec .venv/bin/python tests/bench.py "$@"
+fi
+exec .venv/bin/python -m pytest tests -q --durations=10 "$@"

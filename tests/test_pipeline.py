@@ -1,0 +1,249 @@
+"""The run: profiles, what makes a step run again, interruptions, failures, leaderboard and report."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from fake_run import FakeRun, make_data
+
+from utils import pipeline, profile
+from utils.files import ROOT, read_json, write_json
+from utils.leaderboard import as_text, read_leaderboard, show_leaderboard
+from utils.profile import ProfileError, profile_path, read_profile, run_name, steps
+
+PROFILES = sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_profiles_fit_the_notebooks(name):
+    planned = steps(profile_path(name), name, "data/sample")
+    assert planned[0].name == "01_eda"
+    for number, step in enumerate(planned):
+        assert set(step.after) <= {s.name for s in planned[:number]}
+        assert step.parameters["output_dir"] == f"outputs/{name}"
+
+
+def test_misspelt_profiles_and_keys_name_the_nearest(tmp_path):
+    with pytest.raises(ProfileError, match="did you mean sample\\? There are baseline, overnight, sample, smoke"):
+        profile_path("sampel")
+    path = tmp_path / "mine.yaml"
+    path.write_text("folds: []\nthread: 2\nsample: {image_sise: 3}\nmodels: {a/b: {}}\njobs: two\n")
+    with pytest.raises(ProfileError) as error:
+        read_profile(path)
+    text = str(error.value)
+    assert len(error.value.problems) == 5
+    assert "thread: no such key; did you mean threads?" in text
+    assert "sample.image_sise: no such key; did you mean image_size?" in text
+
+
+def test_run_names():
+    assert run_name("sample", None) == "sample"
+    assert run_name("sample", "/a/b/nuclei") == "sample-nuclei"
+
+
+def test_the_data_fingerprint_changes_with_every_file(tmp_path):
+    data = make_data(tmp_path / "data")
+    seen = [pipeline.fingerprint(data)]
+    assert len(seen[0]) == 6
+    annotation = next(data.glob("train/outputs_json/*/*.json"))
+    os.utime(annotation, (1, 1))
+    seen.append(pipeline.fingerprint(data))
+    (data / "solution.csv").write_text("image_name,class,rle\n")
+    seen.append(pipeline.fingerprint(data))
+    annotation.unlink()
+    seen.append(pipeline.fingerprint(data))
+    (data / "notes.txt").write_text("not read by anything")
+    assert all(a != b for a, b in itertools.pairwise(seen))
+    assert pipeline.fingerprint(data) == seen[-1]
+
+
+def test_bad_data_stops_before_anything_runs_and_other_data_of_the_same_name_is_refused(tmp_path):
+    run, data = tmp_path / "run", make_data(tmp_path / "a" / "data")
+    assert pipeline.prepare_data(run, data, profile.Profile()) == data
+    made = (run / "data.json").stat().st_mtime_ns
+    pipeline.prepare_data(run, data, profile.Profile())
+    assert (run / "data.json").stat().st_mtime_ns == made
+    write_json(run / "run.json", {"data_dir": str(data)})
+    other = make_data(tmp_path / "b" / "data")
+    with pytest.raises(pipeline.RunError, match="was made from"):
+        pipeline.prepare_data(run, other, profile.Profile())
+    for path in data.glob("train/outputs_json/*/*.json"):
+        path.write_text("{}")
+    with pytest.raises(ValueError, match="2 problems"):
+        pipeline.prepare_data(run, data, profile.Profile())
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory):
+    return FakeRun(tmp_path_factory.mktemp("run"))
+
+
+def test_problems_of_a_profile_are_reported_together(fake):
+    path = "notebooks/profiles/quick.yaml"
+    fake.edit(path, "train: {epochs: 2, lr: 1e-3}", "train: {epocs: 2, lr: fast, fold: 1}")
+    fake.edit(path, "{n_folds: 2}", "{n_folds: 2, sed: 1}")
+    status, output, new = fake.start()
+    fake.edit(path, "{n_folds: 2, sed: 1}", "{n_folds: 2}")
+    fake.edit(path, "train: {epocs: 2, lr: fast, fold: 1}", "train: {epochs: 6, lr: 1e-3}")
+    assert (status, new) == (1, [])
+    assert not fake.run.exists()
+    assert "train.epocs: no such parameter; did you mean epochs?" in output
+    assert "train.lr = 'fast': expected float" in output
+    assert "train.fold: set by the run itself" in output
+    assert "parameters.sed: no notebook declares it" in output
+    assert output.count("  - ") == 4
+
+
+def wait_for(fake: FakeRun, line: str) -> None:
+    end = time.monotonic() + 60
+    while line not in fake.lines():
+        assert time.monotonic() < end, f"{line} did not happen"
+        time.sleep(0.05)
+
+
+def relatives(fake: FakeRun) -> list[psutil.Process]:
+    """Processes that work in the fake repository."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(fake.root) in " ".join(process.cmdline()) or process.cwd() == str(fake.root):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(fake):
+    first = fake.begin()
+    wait_for(fake, "03_train/thin/fold0 epoch 1")
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=20)
+    assert first.returncode == 130
+    assert "the same command goes on from here" in output
+    psutil.wait_procs(relatives(fake), timeout=5)
+    assert not relatives(fake)
+
+    second = fake.begin()
+    wait_for(fake, "03_train/thin/fold0 epoch 3")
+    second.kill()
+    status, output, _ = fake.start()  # at once, while the killed run's orphans notice
+    second.communicate()
+    assert status == 0, output
+    lines = fake.lines()
+    assert lines.count("01_eda") == 1 + lines[: lines.index("03_train/thin/fold0 epoch 3")].count("01_eda") - 1
+    for fold in (0, 1):
+        epochs = [line for line in lines if line.startswith(f"03_train/thin/fold{fold} epoch")]
+        assert len(set(epochs)) == 6
+        assert len(epochs) <= 8  # an epoch in progress is repeated, a finished one is not
+    assert (fake.root / "submissions" / "quick-the data.csv").exists()
+    assert "submission  submissions/quick-the data.csv" in output
+    assert re.search(r"ensemble +1 models +0.9200 +0.9100", output)
+
+
+def test_the_report_is_complete_and_needs_no_network(fake):
+    report = fake.run / "report"
+    index = (report / "index.html").read_text()
+    links = re.findall(r'href="([^"]+)"', index)
+    assert len(links) == 6
+    for link in links:
+        page = (report / link).read_text()
+        assert "at work in" in page
+        assert not re.search(r'(src|href)="https?:', page)
+        assert "In&nbsp;[" not in page
+    assert len(pd.read_csv(fake.run / "leaderboard.csv")) == 4
+
+
+def test_nothing_changed_nothing_to_do(fake):
+    notebook = fake.root / "notebooks" / "03_train.ipynb"
+    book = nbformat.read(notebook, as_version=4)
+    book.cells[2].outputs = [nbformat.v4.new_output("stream", text="tried in JupyterLab\n")]
+    book.cells[2].execution_count = 3
+    nbformat.write(book, notebook)
+    began = time.monotonic()
+    status, output, new = fake.start()
+    assert (status, new) == (0, [])
+    assert "ensemble" in output
+    assert time.monotonic() - began < 30
+
+
+def test_a_changed_parameter_reruns_what_depends_on_it(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "tta: hflip", "tta: none")
+    status, output, _ = fake.start("--dry-run")
+    assert status == 0
+    planned = re.findall(r"would run (\S+):", output)
+    status, output, new = fake.start()
+    assert status == 0, output
+    assert planned == sorted(new) == ["04_inference_tta/thin/fold0", "04_inference_tta/thin/fold1", "05_ensemble"]
+
+
+def test_a_failed_step_is_reported_and_the_others_go_on(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "models: {thin:", "models: {bad: {lr: 10}, thin:")
+    fake.edit("notebooks/profiles/quick.yaml", "folds: [0, 1]", "folds: [0]")
+    status, output, new = fake.start()
+    assert status == 1
+    assert new == ["03_train/bad/fold0"]
+    assert "ValueError: the loss is not finite" in output.split("FAILED")[1]
+    assert "notebook outputs/quick-the data/03_train/bad/fold0/03_train.ipynb" in output
+    assert "not run, because they need it: 04_inference_tta/bad/fold0, 05_ensemble" in output
+    assert (fake.run / "previous" / "03_train" / "thin" / "fold1" / "last.ckpt").exists()
+    assert [m["model"] for m in read_leaderboard(fake.run).to_dict("records")] == ["thin"]
+
+
+def test_one_run_at_a_time_and_unknown_options(fake):
+    fake.run.mkdir(parents=True, exist_ok=True)
+    with pipeline.FileLock(fake.run / ".lock"):
+        status, output, _ = fake.start()
+    assert status == 1
+    assert "another process is working on" in output
+    assert fake.start("--executor", "slurm")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "expected"),
+    [
+        (["--profle", "x"], 2, "unknown option: --profle"),
+        (["--data"], 2, "--data needs a value"),
+        (["--help"], 0, "usage: bash run_all.sh"),
+    ],
+)
+def test_run_all_reads_its_options_first(tmp_path, options, status, expected):
+    command = ["bash", str(ROOT / "run_all.sh"), *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == status
+    assert expected in result.stdout + result.stderr
+
+
+def test_the_leaderboard_is_sorted_and_fits_the_terminal(tmp_path):
+    name = "deeplabv3plus-timm-mobilenetv3_small_minimal_100-and-a-long-story"
+    for fold, dice in ((0, 0.91), (1, 0.93)):
+        write_json(tmp_path / "03_train" / name / f"fold{fold}" / "metrics.json", {"val_dice": dice, "minutes": 100.5})
+    oof = {"oof_dice": 0.92, "test_dice": None, "minutes": 1}
+    write_json(tmp_path / "04_inference_tta" / name / "fold0" / "metrics.json", oof)
+    models = {name: {"oof_dice": 0.92, "test_dice": 0.9, "weight": 0.5}}
+    write_json(tmp_path / "05_ensemble" / "metrics.json", {"oof_dice": 0.93, "models": models, "minutes": 2})
+    write_json(tmp_path / "02_baseline_fcn" / "metrics.json", {"val_dice": 0.8, "fold": 0, "minutes": 30})
+    table = read_leaderboard(tmp_path)
+    assert table["kind"].tolist() == ["ensemble", "model", "member", "member", "baseline"]
+    assert table["fold"].tolist()[2:] == [1, 0, 0]
+    assert table["minutes"].tolist() == [2, 202, 100.5, 101.5, 30]
+    assert max(map(len, as_text(table))) <= 100
+    assert show_leaderboard(tmp_path).endswith("234 minutes in all")
+    assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 5
+
+
+def test_a_run_is_written_down(fake):
+    about = read_json(fake.run / "run.json")
+    assert about["models"] == ["bad", "thin"]
+    parameters = yaml.safe_load((fake.run / "parameters" / "03_train" / "thin" / "fold0.yaml").read_text())
+    assert parameters["lr"] == 1e-3
+    metrics = json.loads((fake.run / "03_train" / "thin" / "fold0" / "metrics.json").read_text())
+    assert metrics["parameters"]["data_dir"] == str(fake.data)

@@ -1,0 +1,42 @@
+"""The device a notebook runs on: `auto` takes a free GPU, held by a lock file while the process lives, else the CPU."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+_held: list[FileLock] = []
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a torch device.
+
+    `auto` takes the first GPU that no other process of this project holds: Snakemake counts GPUs but does not assign
+    them. Where CUDA_VISIBLE_DEVICES is set, somebody already assigned one and the first visible is taken. Raises
+    RuntimeError for a GPU that is not there, or when all are taken.
+    """
+    if device == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"device={device!r}, but torch {torch.__version__} sees no GPU; use device='auto' or 'cpu'")
+    if device != "auto":
+        index = torch.device(device).index or 0
+        if index >= torch.cuda.device_count():
+            raise RuntimeError(f"device={device!r}, but there are {torch.cuda.device_count()} GPUs")
+        return torch.device("cuda", index)
+    if _held or os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return torch.device("cuda", torch.cuda.current_device())
+    for index in range(torch.cuda.device_count()):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"bones-gpu{index}.lock", mode=0o666)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _held.append(lock)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    raise RuntimeError(f"all {torch.cuda.device_count()} GPUs are held by other notebooks; wait, or name one with device='cuda:N'")

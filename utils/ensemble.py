@@ -1,0 +1,166 @@
+"""Soft voting from the probability store, image by image: memory does not grow with members or images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import fullres
+from utils.cache import Cache
+from utils.checkpoint import Config, read_config
+from utils.files import read_json, shown
+from utils.metrics import dice_per_class, dice_table, mean_dice
+from utils.probabilities import ProbabilityStore, Stored
+
+THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
+"""What `tune_thresholds` tries."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model trained on one fold, with its stored probabilities: `oof` of the images it never saw, and `test`."""
+
+    model: str
+    fold: int
+    oof: ProbabilityStore
+    test: ProbabilityStore
+    config: Config
+
+
+def find_members(output_dir: str | Path, models: Sequence[str] = ()) -> list[Member]:
+    """The members that 04_inference_tta has finished below a run's folder; of the named models only, where given.
+
+    Raises FileNotFoundError saying what is missing.
+    """
+    steps = Path(output_dir) / "04_inference_tta"
+    members = []
+    for metrics in sorted(steps.glob("*/fold*/metrics.json")):
+        folder, found = metrics.parent, read_json(metrics)
+        if models and found["model"] not in models:
+            continue
+        stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
+        checkpoint = Path(output_dir) / "03_train" / found["model"] / folder.name / "best"
+        members.append(Member(found["model"], found["fold"], *stores, read_config(checkpoint)))
+    missing = sorted(set(models) - {m.model for m in members})
+    if missing or not members:
+        raise FileNotFoundError(f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(steps)}: run 04_inference_tta first")
+    classes = {tuple(m.config.classes) for m in members}
+    if len(classes) > 1:
+        raise ValueError(f"the members in {shown(steps)} know different classes: {sorted(map(len, classes))} of them")
+    return sorted(members, key=lambda m: (m.model, m.fold))
+
+
+def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
+    """One image's RLE per class: Σ weight · bilinear_upsample(probability) > threshold at full size, weights normalised.
+
+    Members may have different resolutions. Upsampling is linear, so members of one resolution are averaged first and
+    upsampled once; the result differs from averaging at full size by float32 rounding only. All maps are non-negative
+    and the weights sum to 1, so a pixel can pass only where the mean of some resolution does: only there is it computed.
+    """
+    size = stored[0].size
+    if any(s.size != size for s in stored):
+        raise ValueError(f"members disagree about the image's size: {sorted({s.size for s in stored})}; were they run on other data?")
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    means: dict[tuple[int, int], np.ndarray] = {}
+    for member, share in zip(stored, shares, strict=True):
+        grid = member.regions.grid
+        if grid not in means:
+            means[grid] = np.zeros((len(member.regions.boxes), *grid), np.float32)
+        for plane, (patch, (top, left)) in zip(means[grid], member.regions.patches(), strict=True):
+            plane[top : top + patch.shape[0], left : left + patch.shape[1]] += patch * np.float32(share / 255)
+    if len(means) == 1:
+        return fullres.encode_masks(next(iter(means.values())), size, threshold)
+    totals = {grid: shares[[s.regions.grid == grid for s in stored]].sum() for grid in means}
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(next(iter(means.values()))))
+    return [
+        _vote_class({grid: mean[number] for grid, mean in means.items()}, totals, float(limit), size)
+        for number, limit in enumerate(thresholds)
+    ]
+
+
+def _vote_class(means: dict[tuple[int, int], np.ndarray], totals: dict, threshold: float, size: tuple[int, int]) -> str:
+    boxes = []
+    for grid, mean in means.items():
+        hot = mean > np.float32(threshold * totals[grid])
+        rows, columns = np.flatnonzero(hot.any(1)), np.flatnonzero(hot.any(0))
+        if len(rows):
+            shape = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+            boxes.append(fullres.reach((int(rows[0]), int(columns[0])), shape, grid, size))
+    if not boxes:
+        return ""
+    lows, highs = np.min(boxes, axis=0), np.max(boxes, axis=0)
+    box = int(lows[0]), int(lows[1]), int(highs[2]), int(highs[3])
+    total = sum(fullres.upsample_region(mean, (0, 0), grid, size, box) for grid, mean in means.items())
+    return fullres.encode_region(total > np.float32(threshold), box[:2], size)
+
+
+def vote_images(
+    members: Sequence[Member],
+    names: Iterable[str],
+    split: str,
+    weights: dict[str, float],
+    threshold: float | Sequence[float],
+    folds: dict[str, int] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """Each image's name and RLE per class from `split` ("test" or "oof").
+
+    For "oof", `folds` gives each image's fold and only that fold's members vote: none of them saw the person.
+    """
+
+    def one(name: str) -> tuple[str, list[str]]:
+        voters = [m for m in members if weights[m.model] > 0 and (folds is None or m.fold == folds[name])]
+        stored = [getattr(m, split).read(name) for m in voters]
+        return name, soft_vote(stored, [weights[m.model] for m in voters], threshold)
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(one, names)
+
+
+def out_of_fold_dice(
+    members: Sequence[Member],
+    folds: pd.DataFrame,
+    cache: Cache,
+    weights: dict[str, float],
+    threshold: float | Sequence[float] = 0.5,
+) -> pd.DataFrame:
+    """Dice of images × classes over the images whose fold every model has a member for."""
+    common = set.intersection(*({m.fold for m in members if m.model == model} for model in weights))
+    fold_of = {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
+    votes = vote_images(members, fold_of, "oof", weights, threshold, fold_of)
+    return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
+    got from the other folds: the honest figure, because thresholds overfit easily."""
+
+    best: list[float]
+    fixed: float
+    tuned: float
+
+
+def tune_thresholds(
+    members: Sequence[Member], folds: pd.DataFrame, cache: Cache, weights: dict[str, float], fixed: float = 0.5
+) -> Thresholds:
+    """Per-class thresholds from out-of-fold Dice, with a cross-fitted estimate of what they are worth."""
+    candidates = sorted({*THRESHOLDS, fixed})
+    tables = [out_of_fold_dice(members, folds, cache, weights, t) for t in candidates]
+    dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
+    fold_of = tables[0].index.map(folds.set_index("image_name")["fold"]).to_numpy()
+    crossed = np.empty_like(dice[0])
+    for fold in np.unique(fold_of):
+        others = fold_of != fold
+        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], candidates.index(fixed))
+        crossed[~others] = np.take_along_axis(dice[:, ~others], choice[None, None], 0)[0]
+    best = [candidates[i] for i in dice.mean(1).argmax(0)]
+    return Thresholds(best, mean_dice(tables[candidates.index(fixed)]), float(crossed.mean()))
+
+
+def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:
+    """Rows image_name, class, rle in the order of `votes`, then classes."""
+    rows = [(name, label, mask) for name, masks in votes for label, mask in zip(classes, masks, strict=True)]
+    return pd.DataFrame(rows, columns=["image_name", "class", "rle"])

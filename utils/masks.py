@@ -1,0 +1,71 @@
+"""Polygons to masks exactly as the competition draws them, and masks to network resolution as area coverage."""
+
+import cv2
+import numpy as np
+
+
+def draw(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each on whole-pixel points, as the competition's baseline."""
+    mask = np.zeros(size, np.uint8)
+    for points in polygons:
+        cv2.fillPoly(mask, [points], 1)
+    return mask.view(bool)
+
+
+def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The same mask within its bounding box only: bool (height, width) and the box's corner (top, left) in the image.
+
+    No polygon gives a (0, 0) mask. Polygons that leave the image are drawn at full size, because OpenCV clips an edge
+    before it rounds, so that a shifted canvas could draw the cut differently.
+    """
+    if not polygons:
+        return np.zeros((0, 0), bool), (0, 0)
+    points = np.concatenate(polygons)
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    if left < 0 or top < 0 or right >= size[1] or bottom >= size[0]:
+        left, top = max(int(left), 0), max(int(top), 0)
+        right, bottom = min(int(right), size[1] - 1), min(int(bottom), size[0] - 1)
+        return draw(polygons, size)[top : bottom + 1, left : right + 1], (top, left)
+    corner = np.array([left, top], np.int32)
+    shifted = [p - corner for p in polygons]
+    return draw(shifted, (int(bottom - top) + 1, int(right - left) + 1)), (int(top), int(left))
+
+
+def overlaps(start: int, stop: int, size: int, cells: int) -> tuple[np.ndarray, int]:
+    """How much of each cell the pixels start … stop - 1 fill along one axis: float32 (cells touched, pixels), first cell.
+
+    `size` pixels are divided into `cells` equal intervals; cell i covers [i · size / cells, (i + 1) · size / cells).
+    """
+    step = size / cells
+    first, last = int(start / step), min(int(np.ceil(stop / step)), cells)
+    edges = np.arange(first, last + 1) * step
+    pixels = np.arange(start, stop)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(shared, 0, None).astype(np.float32) / np.float32(step), first
+
+
+def coverage(
+    mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The soft label of a mask: the fraction of every cell of `grid` (h, w) that it covers, within its region.
+
+    `mask` bool (height, width) lies at `corner` (top, left) of a `size` (H, W) image. Returns uint8 coverage
+    (255 = the whole cell) and its corner in the grid. Half-pixel exact at any scale, down or up: cell borders are
+    where the image's borders say, not rounded to pixels, so nothing shifts (nearest-neighbour shifts half a step).
+    """
+    if mask.size == 0:
+        return np.zeros((0, 0), np.uint8), (0, 0)
+    rows, top = overlaps(corner[0], corner[0] + mask.shape[0], size[0], grid[0])
+    columns, left = overlaps(corner[1], corner[1] + mask.shape[1], size[1], grid[1])
+    share = rows @ mask.astype(np.float32) @ columns.T
+    return np.rint(share * 255).astype(np.uint8), (top, left)
+
+
+def shrink(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """An image (H, W) or (H, W, channels) at `grid` (h, w): area average along an axis that shrinks, linear where it grows."""
+    height, width = image.shape[:2]
+    for shape in ((min(grid[0], height), min(grid[1], width)), grid):
+        if image.shape[:2] != shape:
+            smaller = shape[0] <= image.shape[0] and shape[1] <= image.shape[1]
+            image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return image

@@ -1,0 +1,38 @@
+"""What every model shares: any input size, logits out, and errors that name what would work."""
+
+import difflib
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ModelError(ValueError):
+    """An architecture, encoder, option or weight file that can't be used; the message says what can."""
+
+
+def unknown(kind: str, name: str, known: list[str]) -> ModelError:
+    """The error for a name that is not in `known`, with the nearest ones first."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ModelError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+class PaddedModel(nn.Module):
+    """Runs `network` at any input size: pads right and below to a multiple of `multiple`, crops the logits back.
+
+    Forward: float (N, 3, H, W) to logits (N, classes, H, W).
+    """
+
+    def __init__(self, network: nn.Module, multiple: int):
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits at the size of the input."""
+        height, width = image.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        if below or right:
+            image = F.pad(image, (0, right, 0, below), mode="replicate")
+        return self.network(image)[..., :height, :width]

@@ -1,0 +1,94 @@
+"""The decoders of segmentation-models-pytorch with its own and timm's encoders."""
+
+import inspect
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import nn
+
+from utils.models.base import ModelError, PaddedModel, unknown
+from utils.models.weights import check_hub, load_encoder
+
+DECODERS: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
+DEFAULT_ENCODER = "resnet34"
+DILATED = ("deeplabv3", "deeplabv3plus", "pan")
+"""Decoders that ask the encoder for an output stride below 32, which these timm families can't give:"""
+UNDILATED = ("tu-hrnet", "tu-swin", "tu-pvt", "tu-maxvit", "tu-convnext", "tu-mobilevit", "mit_b", "tu-efficientvit")
+NEEDS_IMAGE_SIZE = ("tu-swin", "tu-maxvit", "tu-maxxvit", "tu-coatnet")
+NOT_WITH_MIT = ("unetplusplus", "linknet", "dpt")
+
+
+def build(
+    name: str, classes: int, encoder: str | None, encoder_weights: str | None, image_size: int | None = None, **options
+) -> PaddedModel:
+    """An smp decoder on an encoder. `image_size` matters to encoders built for one size (Swin, MaxViT).
+
+    `options` are the decoder's own (`decoder_channels`, …); an unknown one is refused with the list of those there are.
+    """
+    encoder = encoder or DEFAULT_ENCODER
+    check_encoder(name, encoder)
+    decoder = DECODERS[name]
+    known = [p for p in inspect.signature(decoder).parameters if p not in ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+    if encoder_weights == "imagenet":
+        check_hub(*hub_source(encoder))
+    if encoder.startswith(NEEDS_IMAGE_SIZE):
+        if not image_size:
+            raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
+        options["img_size"] = image_size
+    try:
+        network = decoder(
+            encoder_name=encoder,
+            encoder_weights="imagenet" if encoder_weights == "imagenet" else None,
+            classes=classes,
+            **options,
+        )
+    except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ModelError(f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}") from error
+    if encoder_weights and encoder_weights != "imagenet":
+        load_encoder(network.encoder, encoder_weights)
+    stride = max(getattr(network.encoder, "output_stride", 32), 32)
+    return PaddedModel(network, image_size if encoder.startswith(NEEDS_IMAGE_SIZE) else stride)
+
+
+def check_encoder(name: str, encoder: str) -> None:
+    """Raise ModelError for an unknown encoder or one that can't feed decoder `name`, with encoders that can."""
+    if encoder.startswith("tu-"):
+        if not timm.is_model(encoder.removeprefix("tu-")):
+            raise unknown("timm encoder", encoder, [f"tu-{m}" for m in timm.list_models()])
+    elif encoder not in smp.encoders.encoders:
+        raise unknown("encoder", encoder, [*smp.encoders.encoders, "or tu-<any timm model>"])
+    clash = ""
+    if name in DILATED and encoder.startswith(UNDILATED):
+        clash = "needs an encoder that can be dilated"
+    elif encoder.startswith("mit_b") and name in NOT_WITH_MIT:
+        clash = "needs features at half resolution, which mit encoders lack"
+    elif name == "dpt" and not encoder.startswith("tu-vit"):
+        clash = "works with timm's plain vision transformers only"
+    elif encoder.startswith("tu-vit") and name != "dpt":
+        clash = "needs a pyramid of features, which a plain vision transformer lacks"
+    if clash:
+        raise ModelError(f"{name} {clash}; {encoder} can't be used. Try one of {', '.join(suggestions(name))}")
+
+
+def suggestions(name: str) -> list[str]:
+    """A few encoders, small to large, known to work with decoder `name`."""
+    if name == "dpt":
+        return ["tu-vit_tiny_patch16_224.augreg_in21k", "tu-vit_base_patch16_224.augreg_in21k"]
+    always = ["tu-mobilenetv3_small_100", "mobilenet_v2", "resnet18", "resnet34", "efficientnet-b3", "vgg19_bn"]
+    return always if name in DILATED else [*always, "tu-hrnet_w48", "tu-convnext_base"]
+
+
+def hub_source(encoder: str) -> tuple[str, str | None]:
+    """Repository and revision on the hub of an encoder's ImageNet weights."""
+    if encoder.startswith("tu-"):
+        settings = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        if settings is None or not settings.hf_hub_id:
+            raise ModelError(f"timm has no pretrained weights for {encoder}; use encoder_weights=''")
+        return settings.hf_hub_id, None
+    settings = smp.encoders.encoders[encoder]["pretrained_settings"].get("imagenet")
+    if not settings:
+        raise ModelError(f"there are no ImageNet weights for encoder {encoder}; use encoder_weights=''")
+    return settings["repo_id"], settings["revision"]

@@ -1,0 +1,73 @@
+"""Encoder weights: "imagenet" from the Hugging Face hub, a local file, or none. Nothing falls back silently."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from torch import nn
+
+from utils.files import resolve
+from utils.models.base import ModelError
+
+SECONDS_TO_ANSWER = 5
+"""How long the hub may take to answer before training is called off (its own client would retry for half a minute)."""
+
+
+def check_hub(repository: str, revision: str | None = None) -> None:
+    """Return if the weights of `repository` are in the local cache or the hub answers; else raise ModelError at once."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
+            return
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        get_session().head(f"{constants.ENDPOINT}/{repository}", timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # the hub's client changed its HTTP library once already
+        raise ModelError(
+            f"encoder_weights='imagenet' needs {repository} from {constants.ENDPOINT}, which can't be reached "
+            f"({type(error).__name__}). Either connect this machine, or fetch the weights on one that is connected "
+            f"(`huggingface-cli download {repository}`) and copy its cache folder {constants.HF_HUB_CACHE} here, or give "
+            "encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
+        ) from error
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file; no pickled code runs. A `state_dict` or `model` inside is opened."""
+    path = resolve(path)
+    if not path.is_file():
+        raise ModelError(f"encoder_weights: no file {path}; expected 'imagenet', a .safetensors or .pth file, or ''")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"encoder_weights: {path} is no weight file that can be read safely ({error})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return state
+
+
+def load_encoder(encoder: nn.Module, path: str | Path) -> None:
+    """Load a weight file into an encoder. Every encoder tensor must be there with its shape; a classifier's is left out.
+
+    Prefixes that checkpoints add ("module.", "model.", "encoder.", "backbone.") are understood. Raises ModelError with
+    the first missing and misshapen tensors.
+    """
+    wanted, found = encoder.state_dict(), read_state(path)
+    candidates = [found]
+    for prefix in ("module.", "model.", "encoder.", "backbone."):
+        candidates.append({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
+    candidates += [{f"model.{k}": v for k, v in found.items()}]  # smp wraps timm's encoders as `model`
+    state = max(candidates, key=lambda c: len(wanted.keys() & c.keys()))
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}" for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or wrong:
+        raise ModelError(
+            f"{path} does not fit this encoder: {len(missing)} of {len(wanted)} tensors missing (such as "
+            f"{', '.join(missing[:3]) or 'none'}), {len(wrong)} of another shape ({'; '.join(wrong[:3]) or 'none'}). "
+            "Choose the encoder the file was made for."
+        )
+    encoder.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)

@@ -1,0 +1,245 @@
+"""Strict notebook parameters: what papermill injected is compared with what the parameters cell declares.
+
+The parameters cell holds lines of the form `name: type = value  # help`, with a bare type name: int, float, bool,
+str, list or dict ("" and [] mean none). papermill itself only warns about an unknown name and passes many values as
+text; here the first stops the run and the second becomes what it means. Nothing slow is imported.
+"""
+
+import ast
+import difflib
+import io
+import json
+import tokenize
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
+
+TYPES = ("int", "float", "bool", "str", "list", "dict")
+
+RANGES: dict[str, tuple[str, Any]] = {
+    "fold": ("int", Field(ge=-1)),
+    "n_folds": ("int", Field(ge=2)),
+    "image_size": ("int", Field(ge=32)),
+    "epochs": ("int", Field(ge=1)),
+    "batch_size": ("int", Field(ge=1)),
+    "num_workers": ("int", Field(ge=0)),
+    "seed": ("int", Field(ge=0)),
+    "lr": ("float", Field(gt=0)),
+    "threshold": ("float", Field(gt=0, lt=1)),
+    "device": ("str", Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")),
+}
+"""What the common names allow in every notebook: the type for which the limit holds, and the limit."""
+
+FAMILIAR = {"learning_rate": "lr", "backbone": "encoder", "weights": "encoder_weights", "k_folds": "n_folds"}
+"""Other libraries' names, which a comparison of letters would not find."""
+
+
+class Parameter(NamedTuple):
+    """One line of a parameters cell."""
+
+    type: str
+    default: Any
+    help: str
+
+
+class ParameterError(ValueError):
+    """Parameters that can't be used; the message lists every problem. Shown in notebooks without a traceback."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(["these parameters can't be used:", *(f"  - {p}" for p in self.problems)]))
+
+    def _render_traceback_(self) -> list[str]:  # IPython's hook: the message is all a reader needs
+        return [f"{type(self).__name__}: {self}"]
+
+
+def check_parameters(namespace: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Check a notebook's parameters; call it as `check_parameters(globals())` in the cell after the parameters cell.
+
+    Reads the executed parameters cell, and papermill's injected cell where there is one, from IPython's history.
+    Values that mean the declared type ("false", "[2, 3]", "1e-4") are put back into `namespace` with that type.
+    Returns the checked values by name. Raises ParameterError with all problems at once: names that the cell does not
+    declare, values that are not of the declared type, and values outside RANGES.
+    """
+    parameters, injected = _executed(namespace.get("In", []))
+    unknown = [_unknown(name, parameters) for name in injected if name not in parameters]
+    missing = [f"{n}: deleted since; run the parameters cell again" for n in parameters if n not in namespace]
+    values, problems = check_values(parameters, {n: namespace[n] for n in parameters if n in namespace})
+    if unknown or missing or problems:
+        raise ParameterError([*unknown, *missing, *problems])
+    namespace.update(values)
+    return values
+
+
+def check_values(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The `values` (some or all of the declared ones) with their declared types, and a line for each problem."""
+    checked, problems = {}, []
+    for name, value in values.items():
+        if name not in parameters:
+            problems.append(_unknown(name, parameters))
+            continue
+        try:
+            checked[name] = _adapter(name, parameters[name]).validate_python(value)
+        except ValidationError as error:
+            problems.append(_problem(name, value, parameters[name].type, error))
+    fold, n_folds = checked.get("fold"), checked.get("n_folds")
+    if isinstance(fold, int) and isinstance(n_folds, int) and fold >= n_folds:
+        problems.append(f"fold = {fold}: n_folds = {n_folds} leaves the folds 0 to {n_folds - 1} (-1: all images)")
+    return checked, problems
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`; otherwise a ParameterError that names the nearest one and lists all."""
+    choices = sorted(choices)
+    if value in choices:
+        return value
+    raise ParameterError(
+        [f"{name} = {value!r}: did you mean {_nearest(value, choices)!r}? One of {', '.join(choices)}"]
+    )
+
+
+def declared(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters of a notebook file, from its cell tagged `parameters`; ParameterError if their form is wrong."""
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError([f"{notebook}: {len(tagged)} cells have the tag `parameters`; expected one"])
+    source = tagged[0]["source"]
+    try:
+        return parse_cell(source if isinstance(source, str) else "".join(source))
+    except ParameterError as error:
+        raise ParameterError(f"{notebook}: {p}" for p in error.problems) from None
+
+
+def parse_cell(source: str) -> dict[str, Parameter]:
+    """The parameters that a parameters cell declares; ParameterError names every line of another form."""
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    parameters, problems = {}, []
+    for line in ast.parse(source).body:
+        text = f"line {line.lineno}, `{ast.unparse(line).splitlines()[0]}`"
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value):
+            problems.append(f"{text}: expected `name: type = value  # help`")
+        elif not (isinstance(line.annotation, ast.Name) and line.annotation.id in TYPES):
+            problems.append(f'{text}: expected a bare type name, one of {", ".join(TYPES)} (use "" or [] for none)')
+        else:
+            try:
+                default = ast.literal_eval(line.value)
+            except ValueError:
+                problems.append(f"{text}: expected a plain value, not an expression")
+                continue
+            name = line.target.id
+            parameters[name] = Parameter(line.annotation.id, default, comments.get(line.end_lineno, ""))
+    if problems:
+        raise ParameterError(f"parameters cell, {p}" for p in problems)
+    return parameters
+
+
+def _executed(history: list[str]) -> tuple[dict[str, Parameter], list[str]]:
+    """The last executed parameters cell, and the names that papermill's injected cell after it assigns."""
+    for number in range(len(history) - 1, -1, -1):
+        body = _statements(history[number])
+        if body and all(isinstance(line, ast.AnnAssign) for line in body):
+            later = [cell for cell in history[number + 1 :] if cell.startswith("# Parameters")]
+            targets = [t for cell in later for line in _statements(cell) for t in getattr(line, "targets", [])]
+            return parse_cell(history[number]), list(dict.fromkeys(t.id for t in targets if isinstance(t, ast.Name)))
+    raise ParameterError(["no parameters cell has been run; in a notebook, run the cell above this one first"])
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return []
+
+
+def _adapter(name: str, parameter: Parameter) -> TypeAdapter:
+    limited, limit = RANGES.get(name, ("", None))
+    kind = _type(parameter.type, parameter.default)
+    return TypeAdapter(Annotated[kind, limit] if limited == parameter.type else kind)
+
+
+def _type(kind: str, default: Any = None) -> Any:
+    """The pydantic type of a declared type; a list's elements are of the default's elements' type."""
+    if kind == "list":
+        kinds = {type(element).__name__ for element in default or []}
+        kinds = {"float"} if kinds == {"int", "float"} else kinds
+        element = _type(kinds.pop()) if len(kinds) == 1 and kinds <= set(TYPES) - {"list"} else Any
+        return Annotated[list[element], BeforeValidator(_parsed)]
+    if kind == "dict":
+        return Annotated[dict[str, Any], BeforeValidator(_parsed)]
+    if kind == "str":
+        return Annotated[str, Field(strict=True), BeforeValidator(lambda value: "" if value is None else value)]
+    return Annotated[{"int": int, "float": FiniteFloat, "bool": bool}[kind], BeforeValidator(globals()[f"_{kind}"])]
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError("not YAML") from error
+    return value
+
+
+def _int(value: Any) -> Any:
+    number = _float(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    if isinstance(value, str):
+        return float(value)
+    return value
+
+
+def _bool(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _problem(name: str, value: Any, kind: str, error: ValidationError) -> str:
+    """What is wrong with one value and what to write instead, in a line."""
+    first = error.errors(include_url=False)[0]
+    found = f"{name} = {_short(value)}"
+    if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
+        return f"{found}: expected {kind}; the name has been reused since, run the parameters cell again"
+    if first["type"].startswith(("greater_than", "less_than", "finite")):
+        return f"{found}: must be {first['msg'].removeprefix('Input should be ')}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{found}: must be one of auto, cpu, cuda, cuda:0, cuda:1, …"
+    scalar = isinstance(value, bool | int | float | str)
+    hints = {
+        "str": f"with papermill, `-r {name} {value}` passes it as text",
+        "list": f"write `[{value}]`" if scalar else "write for example `[2, 3]`",
+        "dict": "write for example `{a: 1}`",
+        "bool": "write `true` or `false`",
+        "int": "write a whole number",
+        "float": "write a number such as `0.5` or `1e-4`",
+    }
+    element = f", element {first['loc'][0]} is of another type" if first["loc"] else ""
+    return f"{found}: expected {kind}{element}; {hints[kind]}"
+
+
+def _unknown(name: str, parameters: Iterable[str]) -> str:
+    return f"{name}: no such parameter; did you mean {_nearest(name, parameters)}? There are {', '.join(parameters)}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if FAMILIAR.get(name) in names:
+        return FAMILIAR[name]
+    by_letters = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0)
+    return next((n for n in names if n.lower() in by_letters), "")
+
+
+def _short(value: Any, length: int = 60) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,73 @@
+"""Maps that are zero almost everywhere, kept per class inside a box: cached soft labels and stored probabilities."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Regions:
+    """uint8 maps of all classes on one grid, each class only inside its bounding box.
+
+    grid: (h, w) of the whole map. boxes: int32 (classes, 4), rows of top, left, height, width; 0, 0, 0, 0 for a class
+    that is zero everywhere. values: uint8, the boxes' contents row by row, class after class. 255 stands for 1.0.
+    """
+
+    grid: tuple[int, int]
+    boxes: np.ndarray
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Refuse contents that do not fit their boxes, as a damaged file would give."""
+        sizes = self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3]
+        if sizes.sum() != self.values.size:
+            raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")
+
+    @classmethod
+    def from_patches(cls, grid: tuple[int, int], patches: list[tuple[np.ndarray, tuple[int, int]]]) -> "Regions":
+        """From one (uint8 (height, width), corner (top, left)) per class."""
+        boxes = [(*corner, *patch.shape) if patch.size else (0, 0, 0, 0) for patch, corner in patches]
+        values = np.concatenate([np.zeros(0, np.uint8), *(patch.ravel() for patch, _ in patches)])
+        return cls(grid, np.array(boxes, np.int32).reshape(-1, 4), values)
+
+    @classmethod
+    def from_dense(cls, maps: np.ndarray) -> "Regions":
+        """From uint8 (classes, h, w); each box is the smallest that holds all non-zero values."""
+        rows, columns = maps.any(axis=2), maps.any(axis=1)
+        patches = []
+        for number, plane in enumerate(maps):
+            if not rows[number].any():
+                patches.append((plane[:0, :0], (0, 0)))
+                continue
+            top, bottom = _ends(rows[number])
+            left, right = _ends(columns[number])
+            patches.append((plane[top:bottom, left:right], (top, left)))
+        return cls.from_patches(maps.shape[1:], patches)
+
+    def patches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """One (uint8 (height, width) view, corner (top, left)) per class."""
+        ends = np.cumsum(self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3])
+        found = []
+        for (top, left, height, width), end in zip(self.boxes.tolist(), ends.tolist(), strict=True):
+            found.append((self.values[end - height * width : end].reshape(height, width), (top, left)))
+        return found
+
+    def dense(self) -> np.ndarray:
+        """The whole maps, uint8 (classes, h, w)."""
+        maps = np.zeros((len(self.boxes), *self.grid), np.uint8)
+        for plane, (patch, (top, left)) in zip(maps, self.patches(), strict=True):
+            plane[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
+        return maps
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a file needs to hold, for `np.savez`; `Regions.from_arrays` reads it back."""
+        return {"grid": np.array(self.grid, np.int32), "boxes": self.boxes, "values": self.values}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Regions":
+        """The inverse of `arrays`."""
+        return cls(tuple(arrays["grid"].tolist()), arrays["boxes"], arrays["values"])
+
+
+def _ends(flags: np.ndarray) -> tuple[int, int]:
+    return int(flags.argmax()), len(flags) - int(flags[::-1].argmax())

@@ -1,0 +1,280 @@
+"""Submission files: write, read, check, score, vote and compare them, on RLE intervals, without decoding to pixels.
+
+    python -m utils.submission check FILE --data DIR
+    python -m utils.submission score FILE SOLUTION [--data DIR]
+    python -m utils.submission vote FILE FILE … --out FILE [--min-votes K]
+    python -m utils.submission diff FILE FILE
+
+A submission is a CSV with the columns image_name, class, rle: one row for each test image (its file name, without the
+folder) and class, ordered by the images' relative paths, then by class; an empty mask is an empty field.
+Rows are always matched by image and class, never by position. This module imports no torch, so that it starts at once.
+"""
+
+import argparse
+import csv
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import rle
+from utils.competition import DataError, read_classes, read_index
+from utils.files import replacing
+
+COLUMNS = ["image_name", "class", "rle"]
+KEY = ["image_name", "class"]
+EXAMPLES = 10
+"""Rows of one kind of problem that are spelt out; the others are counted."""
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write the columns image_name, class and rle of `frame` as a CSV, whole or not at all."""
+    with replacing(path) as temporary:
+        frame[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """A submission file as strings, "" for an empty mask; the index holds each row's line in the file.
+
+    Raises DataError for a file that is missing, is no CSV, or has other columns or lines of another length.
+    """
+    csv.field_size_limit(2**31 - 1)
+    lines, rows, problems = [], [], []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if header != COLUMNS:
+                found = ",".join(header)[:80]
+                problems.append(f"line 1: expected the columns {','.join(COLUMNS)}, found {found!r}")
+            for row in [] if problems else reader:
+                if len(row) == len(COLUMNS):
+                    rows.append(row)
+                    lines.append(reader.line_num)
+                elif row:
+                    problems.append(
+                        f"line {reader.line_num}: expected 3 fields (an empty mask is 'name,class,'), found {len(row)}"
+                    )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problem = f"not a readable CSV file, expected text with the columns {','.join(COLUMNS)} ({error})"
+        raise DataError(f"{path}: not a submission file", [problem]) from error
+    if problems:
+        raise DataError(f"{path}: not a submission file", problems)
+    return pd.DataFrame(rows, columns=COLUMNS, index=lines, dtype=object)
+
+
+def expected_rows(data_dir: str | Path) -> pd.DataFrame:
+    """The rows of a submission in the competition's order: image_name, class, and the image's height and width."""
+    images = read_index(data_dir, splits=("test",))[["image_name", "height", "width"]]
+    rows = images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")
+    return rows[[*KEY, "height", "width"]]
+
+
+def check(path: str | Path, data_dir: str | Path) -> list[str]:
+    """Everything that is wrong with a submission file for the test images of `data_dir`; [] for a valid one."""
+    try:
+        frame = read(path)
+    except DataError as error:
+        return error.problems
+    expected = expected_rows(data_dir)
+    return _row_problems(frame, expected) + _rle_problems(frame, expected)
+
+
+def score(
+    submission: str | Path | pd.DataFrame, solution: str | Path | pd.DataFrame, data_dir: str | Path | None = None
+) -> pd.DataFrame:
+    """The competition's Dice of every image and class: image_name, class, dice, in the solution's order.
+
+    Both arguments are files or tables; the score is the mean of `dice`. Raises DataError unless both hold the same
+    rows of well-formed masks, which also end inside the images where `data_dir` says how large these are.
+    """
+    (truth, truth_name), (found, name) = _load(solution, "solution"), _load(submission, "submission")
+    expected = None
+    if data_dir is not None:
+        expected = expected_rows(data_dir)
+        _refuse(f"{truth_name}: does not fit {data_dir}", _row_problems(truth, expected, ordered=False))
+    _refuse(f"{truth_name}: bad masks", _rle_problems(truth, expected))
+    found = _aligned(found, name, truth, truth_name, expected)
+    return truth[KEY].assign(dice=rle.dice_column(found["rle"].tolist(), truth["rle"].tolist())).reset_index(drop=True)
+
+
+def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFrame:
+    """Hard vote: a pixel is set where at least `min_votes` files (default: more than half) set it.
+
+    Rows are in the first file's order. Raises DataError unless all files hold the same rows of well-formed masks.
+    """
+    min_votes = len(paths) // 2 + 1 if min_votes is None else min_votes
+    if not 1 <= min_votes <= len(paths):
+        raise DataError("no vote", [f"--min-votes is {min_votes}; expected 1 to {len(paths)}, the number of files"])
+    first = read(paths[0])
+    _refuse(f"{paths[0]}: bad masks", _rle_problems(first))
+    frames = [first, *(_aligned(read(path), path, first, paths[0]) for path in paths[1:])]
+    return first[KEY].assign(rle=rle.vote_column([frame["rle"].tolist() for frame in frames], min_votes))
+
+
+def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
+    """Two submissions row by row, in the first one's order: image_name, class, dice between them, identical (bool)."""
+    a = read(path_a)
+    _refuse(f"{path_a}: bad masks", _rle_problems(a))
+    b = _aligned(read(path_b), path_b, a, path_a)
+    columns = a["rle"].tolist(), b["rle"].tolist()
+    identical = [x == y for x, y in zip(*columns, strict=True)]
+    return a[KEY].assign(dice=rle.dice_column(*columns), identical=identical).reset_index(drop=True)
+
+
+def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = True) -> list[str]:
+    """Unknown, repeated, missing and (with `ordered`) misplaced rows of `frame`, whose index holds line numbers."""
+    problems = []
+    for column, do in (("image_name", "write the file's name without its folder"), ("class", "see classes.txt")):
+        known = expected[column].unique()
+        unknown = frame[~frame[column].isin(known)]
+        if len(unknown):
+            value = unknown[column].iloc[0]
+            near = difflib.get_close_matches(value, known, 1, cutoff=0) or [known[0]]
+            problems.append(
+                f"{len(unknown)} rows with an unknown {column}, first line {unknown.index[0]}: {value!r}; "
+                f"expected one of {len(known)}, such as {near[0]!r}; {do}"
+            )
+    repeated = frame[frame.duplicated(KEY)]
+    if len(repeated):
+        name, label = repeated[KEY].iloc[0]
+        lines = frame.index[(frame["image_name"] == name) & (frame["class"] == label)]
+        where = f"{name}, {label} in lines {', '.join(map(str, lines[:3]))}"
+        problems.append(
+            f"{len(repeated)} repeated rows, first {where}; expected one row an image and class; remove them"
+        )
+    wanted, present = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(frame[KEY])
+    missing = wanted[~wanted.isin(present)]
+    if len(missing):
+        images = missing.get_level_values(0).nunique()
+        some = "; ".join(f"{name}, {label}" for name, label in missing[:3])
+        problems.append(
+            f"{len(missing)} of {len(expected)} rows are missing, in {images} images, first {some}; "
+            "add them (an empty mask is an empty field)"
+        )
+    if ordered and not problems and not (wanted == present).all():
+        i = int(np.argmax(wanted != present))
+        problems.append(
+            f"rows are out of order from line {frame.index[i]}: found {', '.join(present[i])}, expected "
+            f"{', '.join(wanted[i])}; sort by the images' relative path, then by class order"
+        )
+    return problems
+
+
+def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> list[str]:
+    """Malformed masks of `frame`, and with `expected` runs past the end of the image."""
+    texts = frame["rle"].tolist()
+    _, ends, row, wrong = rle.parse_column(texts)
+    problems = {}
+    for i in wrong:
+        try:
+            rle.parse(texts[i])
+        except ValueError as error:
+            problems[i] = f"malformed RLE: {error}; encode the mask with utils.rle.encode"
+    if expected is not None:
+        sizes = expected.drop_duplicates("image_name").set_index("image_name")
+        sizes = sizes.reindex(frame["image_name"])
+        last = np.zeros(len(frame), np.int64)
+        np.maximum.at(last, row, ends)
+        for i in np.flatnonzero(last > (sizes["height"] * sizes["width"]).fillna(np.inf).to_numpy()):
+            height, width = sizes.iloc[i][["height", "width"]].astype(int)
+            problems[i] = (
+                f"a run ends at pixel {last[i]}, past the {height * width} pixels of the image ({height} rows × "
+                f"{width} columns); encode masks at the image's full size"
+            )
+    names = frame[KEY].to_numpy()
+    messages = [f"line {frame.index[i]}, {', '.join(names[i])}: {problems[i]}" for i in sorted(problems)]
+    more = len(messages) - EXAMPLES
+    return messages if more <= 0 else [*messages[:EXAMPLES], f"… and {more} more rows with a bad RLE"]
+
+
+def _load(source: str | Path | pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
+    """A table and what to call it; tables from memory get line numbers as if they had been written."""
+    if not isinstance(source, pd.DataFrame):
+        return read(source), str(source)
+    if missing := [column for column in COLUMNS if column not in source]:
+        raise DataError(f"{name}: expected the columns {','.join(COLUMNS)}", [f"missing column {c}" for c in missing])
+    return source[COLUMNS].set_axis(np.arange(len(source)) + 2), name
+
+
+def _aligned(
+    frame: pd.DataFrame,
+    name: str | Path,
+    reference: pd.DataFrame,
+    reference_name: str | Path,
+    sizes: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """`frame` with its rows in the order of `reference`; DataError unless both hold the same rows of sound masks."""
+    _refuse(f"{reference_name}: repeated rows", _row_problems(reference, reference.drop_duplicates(KEY), ordered=False))
+    title = f"{name}: expected the rows of {reference_name}"
+    _refuse(title, _row_problems(frame, reference, ordered=False) + _rle_problems(frame, sizes))
+    return reference[KEY].merge(frame, on=KEY, how="left", validate="one_to_one")
+
+
+def _refuse(title: str, problems: list[str]) -> None:
+    if problems:
+        raise DataError(title, problems)
+
+
+def _print_per_class(table: pd.DataFrame) -> None:
+    print(f"mean Dice {table['dice'].mean():.4f}, {table['image_name'].nunique()} images, classes from worst to best:")
+    for label, value in table.groupby("class")["dice"].mean().sort_values(kind="stable").items():
+        print(f"  {label:<16} {value:.4f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (0: done, the file is valid; 1: the problems are printed)."""
+    parser = argparse.ArgumentParser(prog="python -m utils.submission", description="Submission files (CSV).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("check", help="is this a valid submission?")
+    command.add_argument("file")
+    command.add_argument("--data", required=True, help="data folder, whose test images are expected")
+    command = commands.add_parser("score", help="mean Dice against a solution, and per class")
+    command.add_argument("file")
+    command.add_argument("solution")
+    command.add_argument("--data", help="data folder: also check that masks end inside its images")
+    command = commands.add_parser("vote", help="hard vote of several submissions")
+    command.add_argument("files", nargs="+")
+    command.add_argument("--out", required=True)
+    command.add_argument("--min-votes", type=int, help="files that must set a pixel (default: more than half)")
+    command = commands.add_parser("diff", help="where do two submissions differ?")
+    command.add_argument("files", nargs=2)
+    options = parser.parse_args(arguments)
+    try:
+        return _run(options)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "check":
+        if problems := check(options.file, options.data):
+            print(
+                DataError(f"{options.file}: not a valid submission for {options.data}", problems, shown=50),
+                file=sys.stderr,
+            )
+            return 1
+        rows = expected_rows(options.data)
+        print(f"OK: {rows['image_name'].nunique()} images × {rows['class'].nunique()} classes")
+    elif options.command == "score":
+        _print_per_class(score(options.file, options.solution, options.data))
+    elif options.command == "vote":
+        voted = vote(options.files, options.min_votes)
+        write(voted, options.out)
+        print(f"{options.out}: {len(voted)} rows from {len(options.files)} files")
+    else:
+        table = compare(*options.files)
+        print(f"{table['identical'].sum()} of {len(table)} rows are identical")
+        _print_per_class(table)
+        print("most different rows:")
+        for row in table.sort_values("dice", kind="stable").head(EXAMPLES).to_dict("records"):
+            print(f"  {row['image_name']}, {row['class']}: {row['dice']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
