@@ -13,7 +13,18 @@ import numpy as np
 
 from utils.files import ROOT
 
-MODULES = ("__init__", "files", "params", "profile", "step", "pipeline", "leaderboard", "report", "competition")
+MODULES = (
+    "__init__",
+    "files",
+    "params",
+    "profile",
+    "step",
+    "runfolder",
+    "pipeline",
+    "leaderboard",
+    "report",
+    "competition",
+)
 
 COMMON = 'data_dir: str = ""  # data\noutput_dir: str = "outputs/try"  # run\nn_folds: int = 5  # folds\n'
 MEMBER = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
@@ -70,7 +81,7 @@ PROFILE = """
 threads: 1
 jobs: 2
 parameters: {n_folds: 2}
-folds: [0, 1]
+folds: [0]
 train: {epochs: 2, lr: 1e-3}
 models: {thin: {architecture: unet}}
 predict: {tta: hflip}

@@ -4,6 +4,7 @@ A right hand lies with its thumb to the left: x runs to the little finger's side
 capitate's head. Proportions follow adult anthropometry, areas and overlaps the competition's annotations.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,8 +77,8 @@ ARM = {
         (-16.6, -58), (-21, -36), (-25.2, -20), (-27, -10)),
     "Ulna": (
         (12, -20), (15.6, -18.2), (20, -18), (22.2, -15.6), (24, -12.4), (25.6, -15.2), (25.8, -21.5), (24, -30),
-        (22, -45), (21.3, -75), (21.8, -120), (22.4, -170), (11.4, -170), (11.2, -120), (11.4, -75), (12.5, -45), (13, -32),
-        (11.6, -25.6)),
+        (22, -45), (21.3, -75), (21.8, -120), (22.4, -170), (11.4, -170), (11.2, -120), (11.4, -75), (12.5, -45),
+        (13, -32), (11.6, -25.6)),
 }
 """Control points (mm). The forearm's bones go on beyond the lower border of any image."""
 # fmt: on
@@ -99,7 +100,7 @@ class Hand:
     mm: float = 1.0
     collimation: np.ndarray | None = None
 
-    def move(self, transform) -> None:
+    def move(self, transform: Callable[[np.ndarray], np.ndarray]) -> None:
         """Apply `transform` ((n, 2) -> (n, 2)) to every point."""
         self.outlines = {name: transform(points) for name, points in self.outlines.items()}
         self.axes = {name: transform(points) for name, points in self.axes.items()}
@@ -116,13 +117,13 @@ class Variation:
 
     def __call__(self, spread: float, size: int | tuple[int, ...] | None = None) -> np.ndarray:
         """Numbers of standard deviation `spread`, cut at 2.4 of it."""
-        normal = 0.92 * self.shape.normal(size=size) + 0.39 * self.rng.normal(size=size)
-        return spread * np.clip(normal, -2.4, 2.4)
+        draws = 0.92 * self.shape.normal(size=size) + 0.39 * self.rng.normal(size=size)
+        return spread * np.clip(draws, -2.4, 2.4)
 
 
-def normal(rng: np.random.Generator, mean: float, spread: float, cut: float = 2.4) -> float:
-    """One normal draw, cut at `cut` standard deviations."""
-    return mean + spread * float(np.clip(rng.normal(), -cut, cut))
+def normal(rng: np.random.Generator, mean: float, spread: float) -> float:
+    """One normal draw, cut at 2.4 standard deviations."""
+    return mean + spread * float(np.clip(rng.normal(), -2.4, 2.4))
 
 
 def turn(points: np.ndarray, degrees: float, centre: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -131,7 +132,7 @@ def turn(points: np.ndarray, degrees: float, centre: tuple[float, float] = (0, 0
     return (points - np.array(centre)) @ np.array([[c, -s], [s, c]]) + centre
 
 
-def outline(control: np.ndarray, vary: Variation, count: int = 96, bumps: float = 0.13) -> np.ndarray:
+def outline(control: np.ndarray, vary: Variation, count: int = 96) -> np.ndarray:
     """A closed smooth curve of `count` even points through the control points (mm), with shallow irregularities."""
     closed = np.vstack([control, control[:1]])
     steps = np.hypot(*np.diff(closed, axis=0).T) ** 0.6
@@ -144,12 +145,13 @@ def outline(control: np.ndarray, vary: Variation, count: int = 96, bumps: float 
     outwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1) / np.hypot(*tangent.T)[:, None]
     harmonics = np.arange(2, 9)
     wave = np.cos(2 * np.pi * np.arange(count)[:, None] / count * harmonics + vary(3, 7))
-    return curve + outwards * (wave @ (vary(bumps, 7) / np.sqrt(harmonics / 3)))[:, None]
+    height = 0.13 * min(1, walked[-1] / 70)
+    return curve + outwards * (wave @ (vary(height, 7) / np.sqrt(harmonics / 3)))[:, None]
 
 
 def add_digits(hand: Hand, vary: Variation, rng: np.random.Generator) -> None:
     """The 19 finger bones in a pose: fingers more or less spread, joints a little bent to any side."""
-    spread = normal(rng, 1.0, 0.75)
+    spread = normal(rng, 1.15, 0.6)
     lean = normal(rng, 0, 2.5)
     for digit, names in enumerate(DIGITS):
         fan = normal(rng, 1.5, 8) if digit == 0 else 0.6 * spread * (digit - 2)
@@ -184,7 +186,7 @@ def _deviation(digit: int, joint: int, spread: float, lean: float, rng: np.rando
         return (12, 4)[joint - 1] + 2.5 * noise
     if joint == 1:
         return spread * (digit - 2.2) * 4 + (0, 1.5, 0, -1.5, -3)[digit] + lean + noise
-    return noise + (0, 1, -0.5, -1.5, -3)[digit]
+    return noise + (0, 1, -0.5, -1.5, -2)[digit]
 
 
 def _finger_bone(digit: int, joint: int, half: float, length: float, vary: Variation) -> np.ndarray:

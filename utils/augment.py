@@ -1,4 +1,4 @@
-"""Augmentations that respect hands: geometry on class regions, so that labels stay exact, and albumentations for grey values."""
+"""Augmentations that respect hands: geometry on class regions, grey values by albumentations."""
 
 import warnings
 from dataclasses import dataclass
@@ -38,9 +38,19 @@ class Augmentation:
         for name in ("hflip", "clahe", "autocontrast", "elastic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability from 0 to 1, found {getattr(self, name)}")
-        for name, most in (("rotate", 180), ("scale", 0.9), ("shift", 0.5), ("brightness", 1), ("contrast", 1), ("elastic_shift", 0.2)):
+        for name, most in (
+            ("rotate", 180),
+            ("scale", 0.9),
+            ("shift", 0.5),
+            ("brightness", 1),
+            ("contrast", 1),
+            ("elastic_shift", 0.2),
+        ):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be from 0 to {most}, found {getattr(self, name)}")
+
+
+NO_AUGMENTATION = Augmentation(hflip=0, rotate=0, scale=0, shift=0, brightness=0, contrast=0)
 
 
 class Augmenter:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from filelock import FileLock
 from utils import fullres
 from utils.competition import DataError, read_annotation
 from utils.files import replacing
-from utils.masks import coverage, draw_region, shrink
+from utils.masks import coverage, draw_region, nearest, shrink
 from utils.regions import Regions
+
+RESAMPLE = {"coverage": coverage, "nearest": nearest}
+"""How labels reach the network's resolution; nearest is the official baseline's way and loses half a pixel."""
 
 FORMAT = 1
 """Raised whenever the meaning of a cached file changes; older files are then made again."""
@@ -48,8 +52,10 @@ def read_image(path: str | Path) -> np.ndarray:
     return blue if np.array_equal(blue, green) and np.array_equal(green, red) else cv2.merge((red, green, blue))
 
 
-def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int, int]) -> Entry:
-    """Decode one image and, where `annotation` is not "", draw its full-size masks and their soft labels on `grid` (h, w)."""
+def make_entry(
+    image: str, annotation: str, classes: list[str], grid: tuple[int, int], labels: str = "coverage"
+) -> Entry:
+    """Decode one image and, unless `annotation` is "", draw its full-size masks and their labels on `grid` (h, w)."""
     pixels = read_image(image)
     size = pixels.shape[:2]
     small = shrink(pixels, grid)
@@ -57,7 +63,7 @@ def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int,
         return Entry(small, size, None, None)
     polygons = read_annotation(annotation, classes, size)
     drawn = [draw_region(polygons[name], size) for name in classes]
-    label = Regions.from_patches(grid, [coverage(mask, corner, size, grid) for mask, corner in drawn])
+    label = Regions.from_patches(grid, [RESAMPLE[labels](mask, corner, size, grid) for mask, corner in drawn])
     return Entry(small, size, label, [fullres.encode_region(mask, corner, size) for mask, corner in drawn])
 
 
@@ -68,9 +74,12 @@ class Cache:
     longer fits is made again. Files appear whole or not at all, so an interrupted build goes on where it stopped.
     """
 
-    def __init__(self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int):
+    def __init__(
+        self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int, labels: str = "coverage"
+    ):
         self.grid = (image_size, image_size)
-        self.folder = Path(folder) / str(image_size)
+        self.labels = labels
+        self.folder = Path(folder) / (str(image_size) if labels == "coverage" else f"{image_size}-{labels}")
         self.classes = classes
         self.sources = {row.image_name: (row.image, row.annotation) for row in table.itertuples()}
 
@@ -81,7 +90,7 @@ class Cache:
     def signature(self, image_name: str) -> str:
         """What the image's file must have been made from."""
         stats = [Path(p).stat() for p in self.sources[image_name] if p]
-        parts = [FORMAT, self.classes, self.grid, [(s.st_size, s.st_mtime_ns) for s in stats]]
+        parts = [FORMAT, self.classes, self.grid, self.labels, [(s.st_size, s.st_mtime_ns) for s in stats]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def build(self, progress: Callable[[int, int], None] | None = None, threads: int = 0) -> int:
@@ -124,7 +133,7 @@ class Cache:
 
     def _make(self, image_name: str) -> list[str]:
         try:
-            entry = make_entry(*self.sources[image_name], self.classes, self.grid)
+            entry = make_entry(*self.sources[image_name], self.classes, self.grid, self.labels)
         except DataError as error:
             return [str(error)]
         arrays = {"image": entry.image, "size": np.array(entry.size), "signature": _text(self.signature(image_name))}
@@ -140,6 +149,4 @@ def _text(text: str) -> np.ndarray:
 
 
 def _cores() -> int:
-    from os import sched_getaffinity
-
-    return len(sched_getaffinity(0))
+    return len(os.sched_getaffinity(0))

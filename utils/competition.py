@@ -1,8 +1,8 @@
 """The competition's data folder: classes, the table of images, annotations, metadata, and the check of all of it.
 
-    <data>/train/DCM/<ID>/<name>.png          <data>/train/outputs_json/<ID>/<name>.json
-    <data>/test/DCM/<ID>/<name>.png           <data>/meta_data.xlsx   (optional)
-    <data>/classes.txt   (optional)           <data>/solution.csv     (optional)
+<data>/train/DCM/<ID>/<name>.png          <data>/train/outputs_json/<ID>/<name>.json
+<data>/test/DCM/<ID>/<name>.png           <data>/meta_data.xlsx   (optional)
+<data>/classes.txt   (optional)           <data>/solution.csv     (optional)
 """
 
 import json
@@ -18,7 +18,13 @@ HAND_BONES = (
 )
 """The 29 classes in the competition's order. Finger bones count from the thumb outwards, tip first."""
 
-METADATA_COLUMNS = {"나이": "age", "성별": "sex", "체중(몸무게)": "weight_kg", "키(신장)": "height_cm", "Unnamed: 5": "nail_art"}
+METADATA_COLUMNS = {
+    "나이": "age",
+    "성별": "sex",
+    "체중(몸무게)": "weight_kg",
+    "키(신장)": "height_cm",
+    "Unnamed: 5": "nail_art",
+}
 
 
 class DataError(ValueError):
@@ -38,7 +44,9 @@ def read_classes(data_dir: str | Path) -> list[str]:
     classes = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     repeated = sorted({c for c in classes if classes.count(c) > 1})
     if repeated or not classes:
-        raise DataError(f"{path}: expected one distinct class a line", [f"repeated: {c}" for c in repeated] or ["empty"])
+        raise DataError(
+            f"{path}: expected one distinct class a line", [f"repeated: {c}" for c in repeated] or ["empty"]
+        )
     return classes
 
 
@@ -110,7 +118,9 @@ def read_metadata(data_dir: str | Path) -> pd.DataFrame | None:
     return table.drop_duplicates("ID").reset_index(drop=True)
 
 
-def read_annotation(path: str | Path, classes: list[str], size: tuple[int, int] | None = None) -> dict[str, list[np.ndarray]]:
+def read_annotation(
+    path: str | Path, classes: list[str], size: tuple[int, int] | None = None
+) -> dict[str, list[np.ndarray]]:
     """The polygons of one annotation file by class, every class present: `{class: [int32 (n, 2) x-y points, …]}`.
 
     Points are rounded to whole pixels, as the competition draws them. Raises DataError naming the file, the class

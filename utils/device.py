@@ -1,4 +1,4 @@
-"""The device a notebook runs on: `auto` takes a free GPU, held by a lock file while the process lives, else the CPU."""
+"""The device and the precision a notebook computes with; a GPU is held by a lock file while the process lives."""
 
 import os
 import tempfile
@@ -39,4 +39,15 @@ def choose_device(device: str = "auto") -> torch.device:
         _held.append(lock)
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    raise RuntimeError(f"all {torch.cuda.device_count()} GPUs are held by other notebooks; wait, or name one with device='cuda:N'")
+    raise RuntimeError(
+        f"all {torch.cuda.device_count()} GPUs are held by other notebooks; wait, or name one with device='cuda:N'"
+    )
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Lightning's name of a precision; "auto" is bfloat16 where the GPU has it, else float16, and float32 on a CPU."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

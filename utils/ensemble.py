@@ -11,12 +11,12 @@ import pandas as pd
 from utils import fullres
 from utils.cache import Cache
 from utils.checkpoint import Config, read_config
-from utils.files import read_json, shown
+from utils.files import read_json, resolve, shown
 from utils.metrics import dice_per_class, dice_table, mean_dice
 from utils.probabilities import ProbabilityStore, Stored
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
-"""What `tune_thresholds` tries."""
+"""What `choose_thresholds` tries."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,22 @@ def find_members(output_dir: str | Path, models: Sequence[str] = ()) -> list[Mem
 
     Raises FileNotFoundError saying what is missing.
     """
-    steps = Path(output_dir) / "04_inference_tta"
+    output_dir = resolve(output_dir)
+    steps = output_dir / "04_inference_tta"
     members = []
     for metrics in sorted(steps.glob("*/fold*/metrics.json")):
         folder, found = metrics.parent, read_json(metrics)
         if models and found["model"] not in models:
             continue
         stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
-        checkpoint = Path(output_dir) / "03_train" / found["model"] / folder.name / "best"
+        checkpoint = output_dir / "03_train" / found["model"] / folder.name / "best"
         members.append(Member(found["model"], found["fold"], *stores, read_config(checkpoint)))
     missing = sorted(set(models) - {m.model for m in members})
     if missing or not members:
-        raise FileNotFoundError(f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(steps)}: run 04_inference_tta first")
+        raise FileNotFoundError(
+            f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(steps)}: "
+            "run 04_inference_tta first"
+        )
     classes = {tuple(m.config.classes) for m in members}
     if len(classes) > 1:
         raise ValueError(f"the members in {shown(steps)} know different classes: {sorted(map(len, classes))} of them")
@@ -54,15 +58,17 @@ def find_members(output_dir: str | Path, models: Sequence[str] = ()) -> list[Mem
 
 
 def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
-    """One image's RLE per class: Σ weight · bilinear_upsample(probability) > threshold at full size, weights normalised.
+    """One image's RLE per class: Σ weight · bilinear_upsample(probability) > threshold, with weights summing to 1.
 
     Members may have different resolutions. Upsampling is linear, so members of one resolution are averaged first and
-    upsampled once; the result differs from averaging at full size by float32 rounding only. All maps are non-negative
-    and the weights sum to 1, so a pixel can pass only where the mean of some resolution does: only there is it computed.
+    upsampled once; the result differs from averaging at full size by float32 rounding only. A pixel can pass only where
+    the mean over the members of some resolution does: only there is anything computed.
     """
     size = stored[0].size
     if any(s.size != size for s in stored):
-        raise ValueError(f"members disagree about the image's size: {sorted({s.size for s in stored})}; were they run on other data?")
+        raise ValueError(
+            f"members disagree about the image's size: {sorted({s.size for s in stored})}; were they run on other data?"
+        )
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     means: dict[tuple[int, int], np.ndarray] = {}
     for member, share in zip(stored, shares, strict=True):
@@ -119,17 +125,22 @@ def vote_images(
         yield from pool.map(one, names)
 
 
+def shared_images(members: Sequence[Member], folds: pd.DataFrame) -> dict[str, int]:
+    """The images, with their fold, for which every model has a member that did not see the person."""
+    models = {m.model for m in members}
+    common = set.intersection(*({m.fold for m in members if m.model == model} for model in models))
+    return {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
+
+
 def out_of_fold_dice(
     members: Sequence[Member],
-    folds: pd.DataFrame,
+    images: dict[str, int],
     cache: Cache,
     weights: dict[str, float],
     threshold: float | Sequence[float] = 0.5,
 ) -> pd.DataFrame:
-    """Dice of images × classes over the images whose fold every model has a member for."""
-    common = set.intersection(*({m.fold for m in members if m.model == model} for model in weights))
-    fold_of = {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
-    votes = vote_images(members, fold_of, "oof", weights, threshold, fold_of)
+    """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
+    votes = vote_images(members, images, "oof", weights, threshold, images)
     return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
 
 
@@ -143,21 +154,45 @@ class Thresholds:
     tuned: float
 
 
-def tune_thresholds(
-    members: Sequence[Member], folds: pd.DataFrame, cache: Cache, weights: dict[str, float], fixed: float = 0.5
+def choose_thresholds(
+    members: Sequence[Member], images: dict[str, int], cache: Cache, weights: dict[str, float], fixed: float = 0.5
 ) -> Thresholds:
-    """Per-class thresholds from out-of-fold Dice, with a cross-fitted estimate of what they are worth."""
+    """Per-class thresholds from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth."""
     candidates = sorted({*THRESHOLDS, fixed})
-    tables = [out_of_fold_dice(members, folds, cache, weights, t) for t in candidates]
+    tables = [out_of_fold_dice(members, images, cache, weights, t) for t in candidates]
     dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
-    fold_of = tables[0].index.map(folds.set_index("image_name")["fold"]).to_numpy()
+    at_fixed = candidates.index(fixed)
+    fold_of = tables[0].index.map(images).to_numpy()
     crossed = np.empty_like(dice[0])
     for fold in np.unique(fold_of):
-        others = fold_of != fold
-        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], candidates.index(fixed))
-        crossed[~others] = np.take_along_axis(dice[:, ~others], choice[None, None], 0)[0]
+        here, others = fold_of == fold, fold_of != fold
+        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
+        crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
-    return Thresholds(best, mean_dice(tables[candidates.index(fixed)]), float(crossed.mean()))
+    return Thresholds(best, mean_dice(tables[at_fixed]), float(crossed.mean()))
+
+
+def model_weights(members: Sequence[Member], models: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError where they do not match."""
+    if not weights:
+        return {m.model: 1.0 for m in members}
+    if len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"weights {list(weights)} for models {list(models)}: expected one number ≥ 0 for each named model, "
+            "not all of them 0"
+        )
+    return dict(zip(models, map(float, weights), strict=True))
+
+
+def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
+    """The best checkpoint of a trained model's fold in a run; "" takes the first model by name."""
+    steps = resolve(output_dir) / "03_train"
+    found = sorted(path.parent / "best" for path in steps.glob(f"{model or '*'}/fold{fold}/metrics.json"))
+    if not found:
+        raise FileNotFoundError(
+            f"no finished training of {model or 'any model'} with fold {fold} in {shown(steps)}: run 03_train first"
+        )
+    return found[0]
 
 
 def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:

@@ -42,7 +42,9 @@ def wrist_angle(polygons: dict[str, list[np.ndarray]]) -> float:
 def add_wrists(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """The table with `wrist_angle` (degrees) and `bent` (bool) for annotated images; NaN and False elsewhere."""
     angles = [
-        wrist_angle(read_annotation(row.annotation, classes)) if row.annotation and set(FOREARM) <= set(classes) else np.nan
+        wrist_angle(read_annotation(row.annotation, classes))
+        if row.annotation and set(FOREARM) <= set(classes)
+        else np.nan
         for row in table.itertuples()
     ]
     return table.assign(wrist_angle=angles, bent=np.abs(angles) > BENT_DEGREES)
@@ -57,7 +59,9 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFra
     table = table[table["split"] == "train"]
     people = table.groupby("ID")["bent"].any() if "bent" in table else pd.Series(False, index=table["ID"].unique())
     if len(people) < n_folds:
-        raise DataError(f"{n_folds} folds need at least {n_folds} people", [f"found {len(people)} in the training split"])
+        raise DataError(
+            f"{n_folds} folds need at least {n_folds} people", [f"found {len(people)} in the training split"]
+        )
     draw = {ID: hashlib.sha256(f"{seed}:{ID}".encode()).hexdigest() for ID in people.index}
     order = sorted(people.index, key=lambda ID: (not people[ID], draw[ID]))
     fold = {ID: place % n_folds for place, ID in enumerate(order)}
@@ -90,9 +94,9 @@ def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_fold
     ):
         if names:
             problems.append(f"{len(names)} images {title}, such as {min(names)}")
-    if folds["fold"].nunique() != n_folds:
-        problems.append(f"n_folds is {n_folds}, the file has {folds['fold'].nunique()}")
-    if (folds.groupby("ID")["fold"].nunique() > 1).any():
+    if len(folds["fold"].unique()) != n_folds:
+        problems.append(f"n_folds is {n_folds}, the file has {len(folds['fold'].unique())}")
+    if len(folds[["ID", "fold"]].drop_duplicates()) > len(folds["ID"].unique()):
         problems.append("a person is in two folds")
     if problems:
         advice = "choose another output_dir for other data or folds, or delete the file and what was trained with it"

@@ -1,4 +1,4 @@
-"""Losses by name for overlapping classes, on logits and soft labels: one, or a weighted sum such as "0.7*bce + 0.3*dice"."""
+"""Losses by name for overlapping classes, on logits and soft labels: one, or a sum such as "0.7*bce + 0.3*dice"."""
 
 from collections.abc import Callable
 
@@ -62,6 +62,9 @@ def build_loss(name: str) -> WeightedSum:
             factor = float("nan")
         if loss.strip() not in LOSSES or not 0 < factor < float("inf"):
             known = ", ".join(["bce_dice", *LOSSES])
-            raise ValueError(f"loss {name!r}: can't read {part.strip()!r}; expected one of {known}, or a sum such as '0.7*bce + 0.3*dice'")
+            raise ValueError(
+                f"loss {name!r}: can't read {part.strip()!r}; expected one of {known}, "
+                "or a sum such as '0.7*bce + 0.3*dice'"
+            )
         terms.append((factor, loss.strip()))
     return WeightedSum(terms)

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def draw(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each on whole-pixel points, as the competition's baseline."""
+    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each on whole-pixel points, as the baseline does."""
     mask = np.zeros(size, np.uint8)
     for points in polygons:
         cv2.fillPoly(mask, [points], 1)
@@ -32,7 +32,7 @@ def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.n
 
 
 def overlaps(start: int, stop: int, size: int, cells: int) -> tuple[np.ndarray, int]:
-    """How much of each cell the pixels start … stop - 1 fill along one axis: float32 (cells touched, pixels), first cell.
+    """How much of each cell the pixels start … stop - 1 fill on one axis: float32 (cells touched, pixels), first cell.
 
     `size` pixels are divided into `cells` equal intervals; cell i covers [i · size / cells, (i + 1) · size / cells).
     """
@@ -61,8 +61,26 @@ def coverage(
     return np.rint(share * 255).astype(np.uint8), (top, left)
 
 
+def nearest(
+    mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The baseline's label: `cv2.INTER_NEAREST` of the whole mask, as `A.Resize` does it, within its region.
+
+    Same arguments and result as `coverage`, values 0 and 255. Cell i takes pixel ⌊i · size / cells⌋, its upper left
+    one, so labels move by half a source step. Only the official baseline uses it.
+    """
+    pixels = [
+        (np.arange(n) * (full / n)).astype(int) - start for n, full, start in zip(grid, size, corner, strict=True)
+    ]
+    cells = [np.flatnonzero((p >= 0) & (p < length)) for p, length in zip(pixels, mask.shape, strict=True)]
+    if not (len(cells[0]) and len(cells[1])):
+        return np.zeros((0, 0), np.uint8), (0, 0)
+    picked = mask[np.ix_(pixels[0][cells[0]], pixels[1][cells[1]])]
+    return picked.astype(np.uint8) * 255, (int(cells[0][0]), int(cells[1][0]))
+
+
 def shrink(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """An image (H, W) or (H, W, channels) at `grid` (h, w): area average along an axis that shrinks, linear where it grows."""
+    """An image (H, W[, channels]) at `grid` (h, w): area average along an axis that shrinks, linear where it grows."""
     height, width = image.shape[:2]
     for shape in ((min(grid[0], height), min(grid[1], width)), grid):
         if image.shape[:2] != shape:

@@ -11,6 +11,7 @@ import io
 import json
 import tokenize
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -89,6 +90,11 @@ def check_values(parameters: Mapping[str, Parameter], values: Mapping[str, Any])
     if isinstance(fold, int) and isinstance(n_folds, int) and fold >= n_folds:
         problems.append(f"fold = {fold}: n_folds = {n_folds} leaves the folds 0 to {n_folds - 1} (-1: all images)")
     return checked, problems
+
+
+def pick(kind: type, parameters: Mapping[str, Any]) -> Any:
+    """An instance of the dataclass `kind` from the parameters that are named like its fields."""
+    return kind(**{f.name: parameters[f.name] for f in fields(kind) if f.name in parameters})
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def make_person(seed: tuple[int, ...], bent: bool) -> Person:
     male = rng.random() < 262 / 550
     height = normal(rng, 173.5 if male else 161.0, 5.6)
     mass_index = normal(rng, 24.2 if male else 22.0, 2.9)
-    nail_art, ring = rng.random() < (0.02 if male else 0.22), rng.random() < 0.08
+    nail_art, ring = rng.random() < (0.02 if male else 0.16), rng.random() < 0.08
     age = int(np.clip(19 + rng.gamma(2.2, 9.0), 19, 69))
     wrist = normal(rng, 0.5, 2.3)
     if bent:

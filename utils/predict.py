@@ -1,21 +1,25 @@
 """Probabilities of a member at network resolution, with test-time augmentation, into the store."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import ttach
 from torch import nn
 
+from utils import fullres
 from utils.cache import Cache
-from utils.checkpoint import WEIGHTS, Config, load_checkpoint
+from utils.checkpoint import WEIGHTS, load_checkpoint
+from utils.device import choose_precision
 from utils.loader import normalise, plain_loader
 from utils.probabilities import ProbabilityStore
-from utils.train import choose_precision
 
 SCALES = (0.75, 1.0, 1.25)
 
@@ -36,15 +40,23 @@ def _scales(side: int) -> ttach.Resize:
 
 
 class Probabilities(nn.Module):
-    """Network with normalisation in front and sigmoid behind: uint8 (N, 1 or 3, h, w) to float32 (N, classes, h, w)."""
+    """A network with a sigmoid behind it, so that ttach averages probabilities."""
 
-    def __init__(self, model: nn.Module, config: Config):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Probabilities of an already normalised float image, as ttach hands it over."""
+        """Float32 probabilities (N, classes, h, w) of normalised images (N, 3, h, w)."""
         return self.model(image).float().sigmoid()
+
+
+def to_scores(logits: torch.Tensor, threshold: float, upsample: str) -> tuple[np.ndarray, float]:
+    """What is brought to full size, float32 on the CPU, and the limit above which it counts: probabilities and the
+    threshold, or ("logits", the official baseline's way) the logits and the threshold's logit."""
+    if upsample == "logits":
+        return logits.float().cpu().numpy(), math.log(threshold / (1 - threshold))
+    return logits.float().sigmoid().cpu().numpy(), threshold
 
 
 class Predictor:
@@ -59,19 +71,21 @@ class Predictor:
         model, self.config = load_checkpoint(checkpoint, device)
         self.device, self.tta = device, tta
         self.weights_digest = _digest(Path(checkpoint) / WEIGHTS)
-        network = Probabilities(model, self.config)
+        network = Probabilities(model)
         transforms = ttach.Compose(TTA[tta](self.config.image_size))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(choose_precision(precision, device))
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor) -> np.ndarray:
-        """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images, h and w the network's resolution."""
+        """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images at the network's resolution."""
         image = normalise(image.to(self.device, non_blocking=True), self.config.mean, self.config.std)
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             return self.network(image).cpu().numpy()
 
-    def predict(self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    def predict(
+        self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Each image's name and probabilities (classes, h, w), in the order of `names`."""
         for batch in plain_loader(cache, names, batch_size, num_workers):
             for index, maps in zip(batch["index"].tolist(), self(batch["image"]), strict=True):
@@ -86,7 +100,7 @@ class Predictor:
         num_workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> float:
-        """Predict every image that the store lacks; the seconds it took. An interrupted run goes on where it stopped."""
+        """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped."""
         started = time.monotonic()
         store.begin({"weights": self.weights_digest, "tta": self.tta, "images": _names_digest(cache, names)})
         stored = set(store.names())
@@ -96,6 +110,51 @@ class Predictor:
             if progress:
                 progress(number, len(missing))
         return time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its truth and a member's masks (RLE per class at full size); pixels as in the cache."""
+
+    name: str
+    pixels: np.ndarray
+    size: tuple[int, int]
+    truth: list[str]
+    predicted: list[str]
+
+
+def predict_masks(
+    checkpoint: str | Path,
+    cache: Cache,
+    names: list[str],
+    threshold: float,
+    device: torch.device,
+    batch_size: int = 1,
+    upsample: str = "probabilities",
+) -> Iterator[tuple[str, list[str]]]:
+    """Each image's name and full-size RLE per class from one member, the way its validation made them."""
+    model, config = load_checkpoint(checkpoint, device)
+    for batch in plain_loader(cache, names, batch_size):
+        with torch.inference_mode():
+            logits = model(normalise(batch["image"].to(device), config.mean, config.std))
+        scores, limit = to_scores(logits, threshold, upsample)
+        for index, maps in zip(batch["index"].tolist(), scores, strict=True):
+            yield names[index], fullres.encode_masks(maps, cache.read(names[index]).size, limit)
+
+
+def worst_images(
+    checkpoint: str | Path,
+    cache: Cache,
+    val_dice: pd.DataFrame,
+    threshold: float,
+    number: int,
+    upsample: str = "probabilities",
+) -> Iterator[Example]:
+    """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at."""
+    worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
+    for name, masks in predict_masks(checkpoint, cache, worst, threshold, torch.device("cpu"), upsample=upsample):
+        entry = cache.read(name)
+        yield Example(name, entry.image, entry.size, entry.truth, masks)
 
 
 def _digest(path: Path) -> str:

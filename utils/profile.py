@@ -121,14 +121,16 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     notebooks = {n: _declared(n, problems) for n in _used(profile)}
     known = {name for parameters in notebooks.values() for name in parameters}
     for name in profile.parameters:
-        if name not in known:
+        if name in OWN:
+            problems.append(f"parameters.{name}: set by the run itself")
+        elif name not in known:
             problems.append(f"parameters.{name}: no notebook declares it; did you mean {_nearest(name, known)}?")
     planned = []
     for section, where, step, own in _plan(profile, run, data_dir):
         notebook = notebooks[NOTEBOOKS[section]]
         given = {k: v for k, v in profile.parameters.items() if k in notebook}
         for title, values in where.items():
-            problems += [f"{title}.{k}: set by the run itself" for k in values if k in OWN]
+            problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
             problems += [f"{title}.{p}" for p in check_values(notebook, values)[1]]
             given |= values
         lacking = [k for k in own if k not in notebook] if notebook else []
@@ -161,10 +163,12 @@ def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
 def _plan(profile: Profile, run: str, data_dir: str) -> list[tuple[str, dict[str, Section], Step, Section]]:
     """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
     common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
+    submission = {"submission": f"submissions/{run}.csv"}
     plan = [("eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"], parameters={}), common)]
     if profile.baseline is not None:
         step = Step(name=NOTEBOOKS["baseline"], parameters={})
-        plan.append(("baseline", {"baseline": profile.baseline}, step, common))
+        own = common if profile.models else common | submission  # alone, the baseline is what gets submitted
+        plan.append(("baseline", {"baseline": profile.baseline}, step, own))
     predicted = []
     for fold in profile.folds:
         for model, parameters in profile.models.items():
@@ -176,7 +180,7 @@ def _plan(profile: Profile, run: str, data_dir: str) -> list[tuple[str, dict[str
             plan.append(("predict", {"predict": profile.predict}, step, own))
             predicted.append(predict)
     if predicted:
-        own = common | {"models": list(profile.models), "submission": f"submissions/{run}.csv"}
+        own = common | submission | {"models": list(profile.models)}
         step = Step(name=NOTEBOOKS["ensemble"], parameters={}, after=predicted)
         plan.append(("ensemble", {"ensemble": profile.ensemble}, step, own))
     return plan

@@ -37,12 +37,10 @@ def render(hand: Hand, person: Person, rng: np.random.Generator, size: int) -> n
         _add_nails(smooth, hand, low, rng)
     bones = _bones(hand, full, rng)
     both = smooth + cv2.resize(bones, smooth.shape, interpolation=cv2.INTER_AREA)
-    smooth -= 0.3 * cv2.GaussianBlur(
-        both, (0, 0), 9 * low.mm
-    )  # a detector's own processing: broad differences weakened
+    smooth -= 0.3 * cv2.GaussianBlur(both, (0, 0), 9 * low.mm)  # as detectors do: broad differences weakened
     attenuation = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_CUBIC) + bones
     _add_metal(attenuation, hand, person, full, rng)
-    return _expose(attenuation, hand, full, low, rng)
+    return _expose(attenuation, hand, full, rng)
 
 
 def soft_tissue(hand: Hand, grid: Raster) -> np.ndarray:
@@ -99,13 +97,7 @@ def _bones(hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
 
 
 def _add_bone(
-    total: np.ndarray,
-    texture: np.ndarray,
-    grid: Raster,
-    points: np.ndarray,
-    axis: np.ndarray,
-    kind: str,
-    density: float,
+    total: np.ndarray, texture: np.ndarray, grid: Raster, points: np.ndarray, axis: np.ndarray, kind: str, share: float
 ) -> None:
     """Add one bone: a rounded body of trabecular bone in a shell of cortex, thick along a shaft, thin at the ends."""
     points = grid.pixels(points)
@@ -128,7 +120,7 @@ def _add_bone(
     trabeculae = 1 + (0.11 - 0.06 * shaft) * texture[y0:y1, x0:x1]
     marrow = MARROW * (1 - 0.6 * shaft) * inner * trabeculae * (0.85 if kind == "short" else 1)
     plate = 0.05 * np.exp(-np.square((depth - 0.5) / 0.45)) * (1 - shaft)
-    total[y0:y1, x0:x1] += density * cover * (CORTEX * (outer - inner) + marrow + plate)
+    total[y0:y1, x0:x1] += share * cover * (CORTEX * (outer - inner) + marrow + plate)
 
 
 def _chord(depth: np.ndarray, radius: float) -> np.ndarray:
@@ -172,7 +164,7 @@ def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster
     along = (tip - base) / np.hypot(*(tip - base))
     across = np.array([-along[1], along[0]])
     centre = base + (tip - base) * rng.uniform(0.35, 0.5)
-    half, height, arch = rng.uniform(9.5, 10.8) * hand.mm, rng.uniform(1.2, 2.6) * hand.mm, rng.uniform(-2, 2) * hand.mm
+    half, height, arch = rng.uniform(9.0, 10.2) * hand.mm, rng.uniform(1.2, 2.6) * hand.mm, rng.uniform(-2, 2) * hand.mm
     x = np.linspace(-1, 1, 25)[:, None]
     upper = centre + across * half * x + along * (height + arch * x**2)
     lower = centre + across * half * x + along * (-height + arch * x**2)
@@ -181,7 +173,7 @@ def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster
     attenuation += band.astype(np.float32) * (2.2 / 255)
 
 
-def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, low: Raster, rng: np.random.Generator) -> np.ndarray:
+def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
     """Rays counted by the detector, and the grey picture made of them."""
     size = grid.size
     attenuation = cv2.GaussianBlur(attenuation, (0, 0), max(0.11 * grid.mm, 0.35))
@@ -211,13 +203,5 @@ def _add_marker(grey: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Gener
     letter, x = ("R", min(right, 1) - 0.06) if thumb < little else ("L", max(left, 0) + 0.03)
     y = max(hand.collimation[:2, 1].max(), 0) + rng.uniform(0.05, 0.10)
     scale, weight = grid.size / 2048 * 2.6, max(1, round(grid.size / 2048 * 9))
-    cv2.putText(
-        grey,
-        letter,
-        (int(x * grid.size), int(y * grid.size)),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        scale,
-        225,
-        weight,
-        cv2.LINE_AA,
-    )
+    place = (int(x * grid.size), int(y * grid.size))
+    cv2.putText(grey, letter, place, cv2.FONT_HERSHEY_SIMPLEX, scale, 225, weight, cv2.LINE_AA)

@@ -6,7 +6,8 @@ Inside, a mask is two int64 arrays (starts, ends): 0-based, half-open, sorted, d
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -18,6 +19,9 @@ LARGEST = 2**40
 
 ROWS_AT_A_TIME = 512
 """Masks of each column that are voted on together; bounds the memory."""
+
+THREADS = 2
+"""Threads that vote side by side."""
 
 
 def parse(rle: str | float | None) -> Runs:
@@ -172,18 +176,19 @@ def dice_column(rles_a: Sequence[str | float | None], rles_b: Sequence[str | flo
 
 def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
     """`vote` of many masks at once: several columns of masks, one RLE string for each position in them."""
-    voted = []
-    for begin in range(0, len(columns[0]), ROWS_AT_A_TIME):
-        parsed = [_parse_rows(column[begin : begin + ROWS_AT_A_TIME], begin) for column in columns]
+
+    def chunk(first: int) -> list[str]:
+        parsed = [_parse_rows(column[first : first + ROWS_AT_A_TIME], first) for column in columns]
         stride = 1 + max((int(ends.max()) for _, ends, _ in parsed if ends.size), default=0)
         starts = [starts + row * stride for starts, _, row in parsed]
         ends = [ends + row * stride for _, ends, row in parsed]
         starts, ends = majority(starts, ends, min_votes)
-        rows = min(ROWS_AT_A_TIME, len(columns[0]) - begin)
-        first = np.searchsorted(starts, np.arange(rows + 1) * stride).tolist()
-        for row, (i, j) in enumerate(pairwise(first)):
-            voted.append(to_string(starts[i:j] - row * stride, ends[i:j] - row * stride))
-    return voted
+        offsets = np.arange(min(ROWS_AT_A_TIME, len(columns[0]) - first)) * stride
+        cuts = [*np.searchsorted(starts, offsets).tolist(), len(starts)]
+        return [to_string(starts[i:j] - o, ends[i:j] - o) for o, (i, j) in zip(offsets, pairwise(cuts), strict=True)]
+
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy parses and sorts outside Python's lock
+        return list(chain.from_iterable(pool.map(chunk, range(0, len(columns[0]), ROWS_AT_A_TIME))))
 
 
 def overlap(a: Runs, b: Runs) -> np.ndarray:
@@ -202,7 +207,8 @@ def overlap(a: Runs, b: Runs) -> np.ndarray:
 def majority(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], min_votes: int) -> Runs:
     """The intervals covered by at least `min_votes` masks, given each mask's starts and ends."""
     # one key an edge: twice its position, plus 1 where a run begins; at one position, ends sort before beginnings
-    edges = np.sort(np.concatenate([*(2 * s + 1 for s in starts), *(2 * e for e in ends)]))
+    edges = np.concatenate([*(2 * s + 1 for s in starts), *(2 * e for e in ends)])
+    edges.sort(kind="stable")  # merges what is sorted already, ten times faster than the default
     inside = np.cumsum((edges & 1) * 2 - 1) >= min_votes
     change = np.flatnonzero(np.diff(inside, prepend=False))
     position = edges[change] >> 1

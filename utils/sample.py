@@ -35,7 +35,7 @@ BENT = {"train": 0.11, "test": 0.57}
 """Shares of people whose wrists are bent sideways."""
 BENT_IDS = range(274, 322)
 """Where the training people with bent wrists were numbered, mostly."""
-SECONDS = 1.0
+SECONDS = 0.8
 """What one image of 2048 × 2048 takes a core."""
 
 
@@ -58,10 +58,11 @@ def ensure_sample(data_dir: str = "", **options: int | None) -> Path:
     not exist yet. Every other folder must exist; DataError says what to do where it doesn't.
     """
     folder = files.resolve(data_dir) if data_dir else DEFAULT_FOLDER
-    if folder.is_dir() and not (folder == DEFAULT_FOLDER and options):
-        return folder
-    if folder == DEFAULT_FOLDER:
+    missing = not folder.is_dir() or not any(folder.iterdir())
+    if folder == DEFAULT_FOLDER and (options or missing):
         return make_sample(folder, **options)
+    if folder.is_dir():
+        return folder
     raise DataError(
         f"{files.shown(folder)}: no such data folder",
         [
@@ -114,11 +115,11 @@ def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
     bent["test"] = [_is_bent("test", k) for k in range(test_people)]
     count = min(sum(bent["train"]), len(BENT_IDS))
     block = [BENT_IDS[i * len(BENT_IDS) // count] for i in range(count)]
-    last = max(550, train_people + test_people + 60)
+    last = max(550, train_people + test_people - count + 49)
     rng = np.random.default_rng([seed, 1000, train_people, test_people])
-    free = rng.permutation([i for i in range(2, last - 1) if i != 40 and i not in BENT_IDS]).tolist()
+    free = rng.permutation([i for i in range(2, last - 2) if i != 40 and i not in BENT_IDS]).tolist()
     test = [40, last, *(i for i in free if i > 40)][:test_people]
-    train = [1, *(i for i in free if i not in test)][: train_people - count]
+    train = [1, last - 2, *(i for i in free if i not in test)][: train_people - count]
     images = []
     for index, (split, numbers, special) in enumerate((("train", train, block), ("test", test, []))):
         ordinary, special = iter(sorted(numbers)), iter(special)
@@ -166,7 +167,6 @@ def geometry(image: SampleImage, size: int) -> tuple[Hand, dict[str, np.ndarray]
 
 def _make_image(folder: Path, size: int, image: SampleImage) -> list[tuple[str, str, str]]:
     """Write an image and its annotation; for a test image return its rows of the solution instead."""
-    cv2.setNumThreads(1)
     hand, polygons, rng = geometry(image, size)
     pixels = radiograph.render(hand, image.person, rng, size)
     path = folder / image.split / "DCM" / image.ID / f"{image.name}.png"
@@ -219,7 +219,7 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], proces
     if processes == 1:
         rows = [make(image) for image in images]
     else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
             rows = list(pool.map(make, images, chunksize=2))
     test = [row for image, part in zip(images, rows, strict=True) for row in part if image.split == "test"]
     order = {f"{image.name}.png": i for i, image in enumerate(sorted(images, key=lambda i: f"{i.ID}/{i.name}.png"))}

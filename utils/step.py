@@ -87,7 +87,7 @@ def set_aside(run: Path, name: str) -> None:
 
 def say(text: str) -> None:
     """One line with the time of day, written at once, whole among the lines of other steps."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    _print(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 def _execute(run: Path, name: str, threads: int) -> str:
@@ -123,7 +123,8 @@ def _execute(run: Path, name: str, threads: int) -> str:
 
 def _log(path: Path, name: str) -> None:
     """papermill's messages and the notebook's output go to the log file, the output also to the terminal."""
-    short = "/".join(name.split("/")[1:]) or name
+    notebook, _, member = name.partition("/")
+    short = f"{notebook[:2]} {member}" if member else notebook
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -137,9 +138,14 @@ def _log(path: Path, name: str) -> None:
             if record.levelno == logging.INFO:  # the notebook's stderr comes as WARNING: the log file has it
                 for line in record.getMessage().splitlines():
                     if not NOISE.match(line):
-                        print(f"         {short} │ {line[:200]}", flush=True)
+                        _print(f"         {short} │ {line[:200]}")
 
     logger.addHandler(Terminal())
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _read(path: Path) -> object:

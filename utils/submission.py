@@ -14,15 +14,16 @@ import argparse
 import csv
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from utils import rle
 from utils.competition import DataError, read_classes, read_index
-from utils.files import replacing
+from utils.files import write_text
 
 COLUMNS = ["image_name", "class", "rle"]
 KEY = ["image_name", "class"]
@@ -31,9 +32,11 @@ EXAMPLES = 10
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write the columns image_name, class and rle of `frame` as a CSV, whole or not at all."""
-    with replacing(path) as temporary:
-        frame[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+    """Write the columns image_name, class and rle of `frame` as a CSV, whole or not at all; None and NaN become ""."""
+    names, classes, rles = (frame[column].fillna("").tolist() for column in COLUMNS)
+    keys = [f"{_quoted(name)},{_quoted(label)}" for name, label in zip(names, classes, strict=True)]
+    lines = [f"{key},{text}\n" for key, text in zip(keys, rles, strict=True)]  # eight times faster than to_csv
+    write_text(path, "".join([",".join(COLUMNS) + "\n", *lines]))
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -41,23 +44,23 @@ def read(path: str | Path) -> pd.DataFrame:
 
     Raises DataError for a file that is missing, is no CSV, or has other columns or lines of another length.
     """
-    csv.field_size_limit(2**31 - 1)
     lines, rows, problems = [], [], []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if header != COLUMNS:
-                found = ",".join(header)[:80]
-                problems.append(f"line 1: expected the columns {','.join(COLUMNS)}, found {found!r}")
-            for row in [] if problems else reader:
-                if len(row) == len(COLUMNS):
-                    rows.append(row)
-                    lines.append(reader.line_num)
-                elif row:
-                    problems.append(
-                        f"line {reader.line_num}: expected 3 fields (an empty mask is 'name,class,'), found {len(row)}"
-                    )
+        text = Path(path).read_text(encoding="utf-8-sig")
+        csv.field_size_limit(2**31 - 1)
+        # quotes are rare, and a plain split is ten times faster
+        split = csv.reader if '"' in text else lambda lines: (line.split(",") for line in lines)
+        fields = split(text.split("\n"))
+        header = next(fields)
+        if header != COLUMNS:
+            found = ",".join(header)[:80]
+            problems.append(f"line 1: expected the columns {','.join(COLUMNS)}, found {found!r}")
+        for line, row in enumerate([] if problems else fields, 2):
+            if len(row) == len(COLUMNS):
+                rows.append(row)
+                lines.append(line)
+            elif any(row):  # not a blank line
+                problems.append(f"line {line}: expected 3 fields (an empty mask is 'name,class,'), found {len(row)}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problem = f"not a readable CSV file, expected text with the columns {','.join(COLUMNS)} ({error})"
         raise DataError(f"{path}: not a submission file", [problem]) from error
@@ -89,16 +92,15 @@ def score(
     """The competition's Dice of every image and class: image_name, class, dice, in the solution's order.
 
     Both arguments are files or tables; the score is the mean of `dice`. Raises DataError unless both hold the same
-    rows of well-formed masks, which also end inside the images where `data_dir` says how large these are.
+    rows of well-formed masks; with `data_dir`, also unless these are its test images' rows and end inside the images.
     """
-    (truth, truth_name), (found, name) = _load(solution, "solution"), _load(submission, "submission")
-    expected = None
+    tables = _aligned([solution, submission])
     if data_dir is not None:
         expected = expected_rows(data_dir)
-        _refuse(f"{truth_name}: does not fit {data_dir}", _row_problems(truth, expected, ordered=False))
-    _refuse(f"{truth_name}: bad masks", _rle_problems(truth, expected))
-    found = _aligned(found, name, truth, truth_name, expected)
-    return truth[KEY].assign(dice=rle.dice_column(found["rle"].tolist(), truth["rle"].tolist())).reset_index(drop=True)
+        for name, table in tables:
+            problems = _row_problems(table, expected, ordered=False) + _rle_problems(table, expected)
+            _refuse(f"{name}: does not fit {data_dir}", problems)
+    return tables[0][1][KEY].assign(dice=_on_masks(rle.dice_column, tables)).reset_index(drop=True)
 
 
 def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFrame:
@@ -109,20 +111,17 @@ def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFr
     min_votes = len(paths) // 2 + 1 if min_votes is None else min_votes
     if not 1 <= min_votes <= len(paths):
         raise DataError("no vote", [f"--min-votes is {min_votes}; expected 1 to {len(paths)}, the number of files"])
-    first = read(paths[0])
-    _refuse(f"{paths[0]}: bad masks", _rle_problems(first))
-    frames = [first, *(_aligned(read(path), path, first, paths[0]) for path in paths[1:])]
-    return first[KEY].assign(rle=rle.vote_column([frame["rle"].tolist() for frame in frames], min_votes))
+    tables = _aligned(paths)
+    voted = _on_masks(lambda *columns: rle.vote_column(columns, min_votes), tables)
+    return tables[0][1][KEY].assign(rle=voted).reset_index(drop=True)
 
 
 def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
     """Two submissions row by row, in the first one's order: image_name, class, dice between them, identical (bool)."""
-    a = read(path_a)
-    _refuse(f"{path_a}: bad masks", _rle_problems(a))
-    b = _aligned(read(path_b), path_b, a, path_a)
-    columns = a["rle"].tolist(), b["rle"].tolist()
-    identical = [x == y for x, y in zip(*columns, strict=True)]
-    return a[KEY].assign(dice=rle.dice_column(*columns), identical=identical).reset_index(drop=True)
+    tables = _aligned([path_a, path_b])
+    (_, a), (_, b) = tables
+    identical = a["rle"].to_numpy() == b["rle"].to_numpy()
+    return a[KEY].assign(dice=_on_masks(rle.dice_column, tables), identical=identical).reset_index(drop=True)
 
 
 def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = True) -> list[str]:
@@ -191,27 +190,39 @@ def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> 
     return messages if more <= 0 else [*messages[:EXAMPLES], f"… and {more} more rows with a bad RLE"]
 
 
-def _load(source: str | Path | pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
-    """A table and what to call it; tables from memory get line numbers as if they had been written."""
-    if not isinstance(source, pd.DataFrame):
-        return read(source), str(source)
-    if missing := [column for column in COLUMNS if column not in source]:
-        raise DataError(f"{name}: expected the columns {','.join(COLUMNS)}", [f"missing column {c}" for c in missing])
-    return source[COLUMNS].set_axis(np.arange(len(source)) + 2), name
+def _aligned(sources: Sequence[str | Path | pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
+    """Name and table of each file or table, all with the rows of the first, in its order and with their own lines.
+
+    Raises DataError where a table has repeated, missing or unknown rows.
+    """
+    tables = []
+    for number, source in enumerate(sources, 1):
+        if isinstance(source, pd.DataFrame):
+            lines = np.arange(len(source)) + 2  # as if it had been written
+            tables.append((f"table {number}", source[COLUMNS].set_axis(lines)))
+        else:
+            tables.append((str(source), read(source)))
+    name, first = tables[0]
+    _refuse(f"{name}: repeated rows", _row_problems(first, first.drop_duplicates(KEY), ordered=False))
+    for i, (other, table) in enumerate(tables[1:], 1):
+        _refuse(f"{other}: other rows than {name}", _row_problems(table, first, ordered=False))
+        position = pd.MultiIndex.from_frame(table[KEY]).get_indexer(pd.MultiIndex.from_frame(first[KEY]))
+        tables[i] = (other, table.iloc[position])
+    return tables
 
 
-def _aligned(
-    frame: pd.DataFrame,
-    name: str | Path,
-    reference: pd.DataFrame,
-    reference_name: str | Path,
-    sizes: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """`frame` with its rows in the order of `reference`; DataError unless both hold the same rows of sound masks."""
-    _refuse(f"{reference_name}: repeated rows", _row_problems(reference, reference.drop_duplicates(KEY), ordered=False))
-    title = f"{name}: expected the rows of {reference_name}"
-    _refuse(title, _row_problems(frame, reference, ordered=False) + _rle_problems(frame, sizes))
-    return reference[KEY].merge(frame, on=KEY, how="left", validate="one_to_one")
+def _on_masks(function: Callable[..., Any], tables: list[tuple[str, pd.DataFrame]]) -> Any:
+    """`function` of the tables' RLE columns; DataError lists the malformed masks of the first table that has any."""
+    try:
+        return function(*(table["rle"].tolist() for _, table in tables))
+    except ValueError:
+        for name, table in tables:
+            _refuse(f"{name}: malformed masks", _rle_problems(table))
+        raise
+
+
+def _quoted(field: str) -> str:
+    return '"' + field.replace('"', '""') + '"' if set(field) & set(',"\r\n') else field
 
 
 def _refuse(title: str, problems: list[str]) -> None:

@@ -23,11 +23,13 @@ from utils import fullres
 from utils.augment import Augmentation, Augmenter
 from utils.cache import Cache
 from utils.checkpoint import Config, load_weights, read_config, save_checkpoint
+from utils.device import choose_precision
 from utils.files import interactive, replacing, shown
 from utils.loader import normalise, plain_loader, training_loader
 from utils.losses import build_loss
 from utils.metrics import dice_per_class, dice_table, mean_dice
 from utils.models.base import ModelError, PaddedModel
+from utils.predict import to_scores
 
 RESUME = "resume.ckpt"
 
@@ -42,7 +44,8 @@ class Settings:
 
     ema_decay: of the averaged weights that are validated and saved, warmed up from 0.1 so that short trainings profit;
     0 switches averaging off. early_stopping: epochs without a better validation Dice, 0 for never. gradient_clip: norm,
-    0 for none. precision: Lightning's names, or "auto": bf16 on a GPU that has it, else 16-bit mixed, float32 on a CPU.
+    0 for none. precision: see `device.choose_precision`. upsample: what is brought to full size in validation; the
+    official baseline takes logits, everything else here probabilities.
     """
 
     epochs: int = 30
@@ -61,6 +64,19 @@ class Settings:
     num_workers: int = 0
     threshold: float = 0.5
     seed: int = 0
+    schedule: str = "cosine"
+    upsample: str = "probabilities"
+
+    def __post_init__(self) -> None:
+        """Refuse names that are not known."""
+        for name, known in (
+            ("optimizer", ("adamw", "adam")),
+            ("schedule", ("cosine", "constant")),
+            ("upsample", ("probabilities", "logits")),
+            ("precision", ("auto", "32-true", "16-mixed", "bf16-mixed")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known are {', '.join(known)}")
 
 
 class Member(L.LightningModule):
@@ -82,7 +98,9 @@ class Member(L.LightningModule):
         self.model, self.config, self.settings, self.folder = model, config, settings, folder
         self.cache, self.names = cache, names  # of the validation images
         self.loss = build_loss(settings.loss)
-        self.average = AveragedModel(model, avg_fn=_ema(settings.ema_decay), use_buffers=True) if settings.ema_decay else None
+        self.average = (
+            AveragedModel(model, avg_fn=_ema(settings.ema_decay), use_buffers=True) if settings.ema_decay else None
+        )
         if self.average is not None:
             self.average.requires_grad_(False)
         self.history: list[dict] = []
@@ -127,10 +145,11 @@ class Member(L.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         """Full-size Dice of each image: sigmoid at network resolution, bilinear upsampling, threshold."""
-        probabilities = self.logits(self.validated_model(), batch["image"]).float().sigmoid().cpu().numpy()
-        for maps, number in zip(probabilities, batch["index"].tolist(), strict=True):
+        logits = self.logits(self.validated_model(), batch["image"])
+        scores, limit = to_scores(logits, self.settings.threshold, self.settings.upsample)
+        for maps, number in zip(scores, batch["index"].tolist(), strict=True):
             entry = self.cache.read(self.names[number])
-            masks = fullres.encode_masks(maps, entry.size, self.settings.threshold)
+            masks = fullres.encode_masks(maps, entry.size, limit)
             self.rows[self.names[number]] = dice_per_class(masks, entry.truth)
 
     def on_validation_epoch_end(self) -> None:
@@ -148,7 +167,10 @@ class Member(L.LightningModule):
         """Add the epoch to the history, on disk too, and save what a resumed training needs."""
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
-            raise TrainingError(f"{self.settings.loss} became {loss} in epoch {self.current_epoch + 1}: try a smaller lr or gradient_clip=1")
+            raise TrainingError(
+                f"{self.settings.loss} became {loss} in epoch {self.current_epoch + 1}: "
+                "try a smaller lr or gradient_clip=1"
+            )
         validated = bool(self.rows) and (self.current_epoch + 1) % self.settings.validate_every == 0
         row = {
             "epoch": self.current_epoch + 1,
@@ -167,10 +189,12 @@ class Member(L.LightningModule):
         self.on_epoch(self.history)
 
     def configure_optimizers(self) -> dict:
-        """AdamW (or the baseline's Adam), warmed up linearly, then a cosine down to 1 % of `lr`, stepwise."""
+        """AdamW, warmed up linearly, then a cosine down to 1 % of `lr`; the baseline's Adam stays constant."""
         settings = self.settings
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
         optimizer = kind(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        if settings.schedule == "constant":
+            return {"optimizer": optimizer}
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(settings.warmup_epochs * steps / settings.epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
@@ -224,8 +248,8 @@ def fit(
 
     Writes best/ and last/ (checkpoint folders), history.csv, val_dice.csv (images × classes of the best epoch), logs/
     (TensorBoard) and, while it runs, resume.ckpt: started again with the same configuration and data, training goes on
-    after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed number
-    of threads). With anything changed, it starts anew. `on_epoch` gets the history after each epoch.
+    after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
+    number of threads). With anything changed, it starts anew. `on_epoch` gets the history after each epoch.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,13 +258,19 @@ def fit(
     model = config.build(encoder_weights)
     if init_checkpoint:
         start_from(model, config, init_checkpoint)
-    loader = training_loader(cache, train, Augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers)
-    key = _resume_key(config, settings, augmentation, cache, [*train, "|", *validation], encoder_weights, init_checkpoint)
+    loader = training_loader(
+        cache, train, Augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers
+    )
+    key = _resume_key(
+        config, settings, augmentation, cache, [*train, "|", *validation], encoder_weights, init_checkpoint
+    )
     resume = _resumable(folder / RESUME, key)
     member = Member(model, config, settings, folder, cache, validation, key, on_epoch or print_epoch)
     trainer = _trainer(settings, folder, device, bool(validation), wandb_project)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*")
+        warnings.filterwarnings(
+            "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*"
+        )
         trainer.fit(
             member,
             loader,
@@ -302,7 +332,7 @@ def _peak_memory() -> str:
 
 
 def _ema(decay: float) -> Callable:
-    """Exponential average whose decay grows from 0.1 to `decay` over the first steps: min(decay, (1 + n) / (10 + n))."""
+    """Exponential average whose decay grows to `decay` over the first steps: min(decay, (1 + n) / (10 + n))."""
 
     def average(averaged: torch.Tensor, current: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
         if not averaged.is_floating_point():  # batch norm's counter
@@ -312,7 +342,9 @@ def _ema(decay: float) -> Callable:
     return average
 
 
-def _resume_key(config: Config, settings: Settings, augmentation: Augmentation, cache: Cache, names: list[str], *more) -> str:
+def _resume_key(
+    config: Config, settings: Settings, augmentation: Augmentation, cache: Cache, names: list[str], *more
+) -> str:
     """A digest of everything that shapes a training; a resume file with another one is of no use."""
     described = {k: v for k, v in asdict(config).items() if k != "versions"}
     parts = [described, asdict(settings), asdict(augmentation), [str(m or "") for m in more]]
@@ -361,19 +393,12 @@ def _trainer(settings: Settings, folder: Path, device: torch.device, validated: 
     )
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """Lightning's precision for "auto": bfloat16 where the GPU computes with it, float16 on older ones, float32 on a CPU."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
 def _wandb(folder: Path, project: str):
     try:
         import wandb  # noqa: F401
         from lightning.pytorch.loggers import WandbLogger
     except ImportError as error:
-        raise TrainingError(f"wandb_project={project!r} needs W&B: pip install wandb, or leave wandb_project empty") from error
+        raise TrainingError(
+            f"wandb_project={project!r} needs W&B: pip install wandb, or leave wandb_project empty"
+        ) from error
     return WandbLogger(name="-".join(folder.parts[-2:]), project=project, save_dir=folder)

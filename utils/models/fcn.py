@@ -1,4 +1,4 @@
-"""Fully convolutional networks (Long, Shelhamer, Darrell 2015): torchvision's FCN-ResNet, the official baseline's network."""
+"""Fully convolutional networks (Long, Shelhamer, Darrell 2015): torchvision's FCN-ResNet, which the baseline uses."""
 
 import torch
 from torch import nn

@@ -28,7 +28,11 @@ def build(
     encoder = encoder or DEFAULT_ENCODER
     check_encoder(name, encoder)
     decoder = DECODERS[name]
-    known = [p for p in inspect.signature(decoder).parameters if p not in ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")]
+    known = [
+        p
+        for p in inspect.signature(decoder).parameters
+        if p not in ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")
+    ]
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)
@@ -46,7 +50,9 @@ def build(
             **options,
         )
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ModelError(f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}") from error
+        raise ModelError(
+            f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}"
+        ) from error
     if encoder_weights and encoder_weights != "imagenet":
         load_encoder(network.encoder, encoder_weights)
     stride = max(getattr(network.encoder, "output_stride", 32), 32)

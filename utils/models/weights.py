@@ -14,7 +14,7 @@ SECONDS_TO_ANSWER = 5
 
 
 def check_hub(repository: str, revision: str | None = None) -> None:
-    """Return if the weights of `repository` are in the local cache or the hub answers; else raise ModelError at once."""
+    """Return if the weights of `repository` are in the local cache or the hub answers, else raise ModelError."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
             return
@@ -26,8 +26,8 @@ def check_hub(repository: str, revision: str | None = None) -> None:
         raise ModelError(
             f"encoder_weights='imagenet' needs {repository} from {constants.ENDPOINT}, which can't be reached "
             f"({type(error).__name__}). Either connect this machine, or fetch the weights on one that is connected "
-            f"(`huggingface-cli download {repository}`) and copy its cache folder {constants.HF_HUB_CACHE} here, or give "
-            "encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
+            f"(`huggingface-cli download {repository}`) and copy its cache folder {constants.HF_HUB_CACHE} here, "
+            "or give encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
         ) from error
 
 
@@ -51,7 +51,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_encoder(encoder: nn.Module, path: str | Path) -> None:
-    """Load a weight file into an encoder. Every encoder tensor must be there with its shape; a classifier's is left out.
+    """Load a weight file into an encoder. Every encoder tensor must be there with its shape; a classifier is ignored.
 
     Prefixes that checkpoints add ("module.", "model.", "encoder.", "backbone.") are understood. Raises ModelError with
     the first missing and misshapen tensors.
@@ -63,7 +63,11 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     candidates += [{f"model.{k}": v for k, v in found.items()}]  # smp wraps timm's encoders as `model`
     state = max(candidates, key=lambda c: len(wanted.keys() & c.keys()))
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}" for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
     if missing or wrong:
         raise ModelError(
             f"{path} does not fit this encoder: {len(missing)} of {len(wanted)} tensors missing (such as "

@@ -1,0 +1,138 @@
+"""Interval algebra against pixels."""
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from utils import rle
+
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@st.composite
+def masks(draw: st.DrawFn, count: int = 1) -> list[np.ndarray]:
+    """Masks of one shape: empty, full, one pixel, or scattered, which touch borders and run on from row to row."""
+    shape = draw(SHAPES)
+    some = arrays(bool, shape)
+    empty, full = np.zeros(shape, bool), np.ones(shape, bool)
+    one = empty.copy()
+    one[draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))] = True
+    return [draw(st.one_of(st.sampled_from([empty, full, one]), some)) for _ in range(count)]
+
+
+@given(masks())
+def test_encode_is_the_baselines_and_decode_undoes_it(drawn: list[np.ndarray]) -> None:
+    (mask,) = drawn
+    text = rle.encode(mask)
+    assert text == reference.encode(mask)
+    assert (rle.decode(text, mask.shape) == mask).all()
+    assert (reference.decode(text, mask.shape) == mask).all()
+    assert rle.area(text) == mask.sum()
+
+
+@given(masks(2))
+def test_dice_and_intersection_equal_those_of_pixels(drawn: list[np.ndarray]) -> None:
+    a, b = drawn
+    texts = rle.encode(a), rle.encode(b)
+    assert rle.intersection_area(*texts) == (a & b).sum()
+    assert rle.dice(*texts) == pytest.approx(float(reference.dice(a, b)), rel=1e-6)
+
+
+@given(masks(5), st.integers(1, 5))
+def test_vote_equals_that_of_pixels(drawn: list[np.ndarray], min_votes: int) -> None:
+    texts = [rle.encode(mask) for mask in drawn]
+    assert rle.vote(texts, min_votes) == reference.vote(texts, drawn[0].shape, min_votes)
+
+
+@given(st.lists(masks(3), min_size=1, max_size=5), st.integers(1, 3))
+def test_columns_equal_single_masks(rows: list[list[np.ndarray]], min_votes: int) -> None:
+    columns = [[rle.encode(mask) for mask in column] for column in zip(*rows, strict=True)]
+    assert rle.vote_column(columns, min_votes) == [rle.vote(r, min_votes) for r in zip(*columns, strict=True)]
+    expected = [rle.dice(a, b) for a, b in zip(*columns[:2], strict=True)]
+    assert rle.dice_column(*columns[:2]).tolist() == expected
+
+
+def test_columns_longer_than_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rle, "ROWS_AT_A_TIME", 3)
+    rng = np.random.default_rng(0)
+    columns = [[rle.encode(rng.random((5, 6)) < 0.5) for _ in range(10)] for _ in range(3)]
+    assert rle.vote_column(columns, 2) == [rle.vote(r, 2) for r in zip(*columns, strict=True)]
+
+
+def test_a_full_size_mask_round_trips() -> None:
+    mask = np.random.default_rng(0).random((700, 900)) < 0.5
+    mask[:100], mask[600:] = False, False
+    text = rle.encode(mask)
+    assert text == reference.encode(mask)
+    assert (rle.decode(text, mask.shape) == mask).all()
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None, float("nan"), np.nan])
+def test_every_spelling_of_an_empty_mask(empty: object) -> None:
+    assert not rle.decode(empty, (2, 3)).any()
+    assert rle.dice(empty, "") == 1
+    assert rle.dice(empty, "2 3") == pytest.approx(1e-4 / 3.0001)
+    assert rle.vote([empty, "1 2", "2 2"], 2) == "2 1"
+    assert rle.dice_column([empty, "1 1"], ["", "1 1"]).tolist() == [1, 1]
+
+
+def test_touching_runs_are_merged() -> None:
+    assert [x.tolist() for x in rle.parse("1 2 3 4 8 1")] == [[0, 7], [6, 8]]
+    starts, ends, row, wrong = rle.parse_column(["1 2 3 4", "7 2 9 1", "5 1"])
+    assert (starts.tolist(), ends.tolist(), row.tolist(), wrong) == ([0, 6, 4], [6, 9, 5], [0, 1, 2], [])
+
+
+BAD = {
+    "1 2 3": "3 numbers",
+    "1 2 x": "'x' is not",
+    "1 2.5": "'2.5' is not",
+    "-1 2": "'-1' is not",
+    "+1 2": "'+1' is not",
+    "1\t2": "is not",
+    "1 ²": "'²' is not",
+    "0 3": "run 1 has start 0",
+    "4 2 9 0": "run 2 has length 0",
+    "1 99999999999999999999999": "run 1 has length",
+    "5 3 1 1": r"run 2 \(start 1\) comes before run 1 \(start 5\)",
+    "1 5 3 1": r"run 2 \(start 3\) overlaps run 1 \(start 1\)",
+    7: "an RLE is text",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_malformed_text_is_refused_and_says_why(text: object) -> None:
+    with pytest.raises(ValueError, match=BAD[text]):
+        rle.parse(text)
+    column = ["1 2", text, "", " 1  2 3 1 ", None]
+    *_, row, wrong = rle.parse_column(column)
+    assert wrong == [1]
+    assert row.tolist() == [0, 3]
+    with pytest.raises(ValueError, match=f"mask 1: .*{BAD[text]}"):
+        rle.dice_column(column, column)
+
+
+def test_several_malformed_masks_are_found_together() -> None:
+    column = ["1", "x", "3 1", "0 1", "2 1 1 1", "1 2"]
+    *_, row, wrong = rle.parse_column(column)
+    assert (row.tolist(), wrong) == ([2, 5], [0, 1, 3, 4])
+
+
+def test_decode_refuses_runs_past_the_end() -> None:
+    assert rle.decode("6 1", (2, 3)).sum() == 1
+    with pytest.raises(ValueError, match="pixel 7, past the end of an image of 2 rows × 3 columns"):
+        rle.decode("5 3", (2, 3))
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2)), np.zeros((1, 2, 2), bool), np.zeros(4, bool), [[True]]])
+def test_encode_refuses_what_is_no_mask(mask: object) -> None:
+    with pytest.raises(ValueError, match=r"expected a bool \(H, W\) array"):
+        rle.encode(mask)
+
+
+@pytest.mark.parametrize("min_votes", [0, 3])
+def test_vote_refuses_impossible_counts(min_votes: int) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 2"):
+        rle.vote(["1 1", ""], min_votes)

@@ -1,0 +1,45 @@
+"""Runs the notebook that comes before, where somebody opens a later one first."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.files import ROOT, resolve, shown
+from utils.params import declared
+
+SHARED = ("data_dir", "output_dir", "n_folds", "seed", "device", "precision", "num_workers")
+"""Parameters that an earlier notebook takes over from the one that needs it."""
+
+
+def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = "", fold: int | None = None) -> None:
+    """Execute `notebook` with its defaults unless its step is done for `model` ("": any) and `fold` (None: any).
+
+    `parameters` are those of the calling notebook; data, folds, seed and device are passed on. A model asked for by
+    name is not made up: FileNotFoundError lists those there are.
+    """
+    steps = resolve(parameters["output_dir"]) / notebook
+    if any(steps.glob(f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json")):
+        return
+    if model:
+        there = sorted({path.parents[1].name for path in steps.glob("*/fold*/metrics.json")})
+        raise FileNotFoundError(
+            f"no model {model!r} with fold {fold} in {shown(steps)}; finished models: {', '.join(there) or 'none'}. "
+            f"Run notebooks/{notebook}.ipynb with -p model {model} -p fold {fold} first."
+        )
+    import papermill
+
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    known = declared(path)
+    given = {name: parameters[name] for name in SHARED if name in parameters and name in known}
+    if fold is not None:
+        given["fold"] = fold
+    executed = steps / f"{notebook}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    print(f"nothing in {shown(steps)} yet: running notebooks/{notebook}.ipynb first, see {shown(executed)}", flush=True)
+    papermill.execute_notebook(
+        str(path), str(executed), _plain(given), kernel_name="python3", progress_bar=False, cwd=str(ROOT)
+    )
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
