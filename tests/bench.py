@@ -1,8 +1,8 @@
 """Benchmarks: each of our steps beside its plain reference, in one run: `python tests/bench.py [words of a name]`.
 
 Prints a table. Without arguments it also writes outputs/benchmarks.json, a list of {"name", "ours_s", "reference_s",
-"ratio", "note"}; reference_s and ratio are null where a step is measured alone. To add benchmarks, append a function that
-returns rows to BENCHMARKS.
+"ratio", "note"}; reference_s and ratio are null where a step is measured alone. To add benchmarks, append a function
+that returns rows to BENCHMARKS.
 """
 
 import subprocess
@@ -61,7 +61,7 @@ def bone_shapes(rng: np.random.Generator, areas: np.ndarray = AREAS) -> np.ndarr
 
 
 def bone_logits(rng: np.random.Generator, shapes: np.ndarray, grid: int = 512) -> np.ndarray:
-    """Logits float32 (bones, grid, grid) as a trained model gives them: -8 … 8, steep at the outline, with some noise."""
+    """Logits float32 (bones, grid, grid) as a trained model gives them: -8 … 8, steep at the outline, noisy."""
     y, x = (np.mgrid[:grid, :grid] + 0.5) * SIZE[0] / grid - 0.5
     logits = np.empty((len(shapes), grid, grid), np.float32)
     for plane, (cy, cx, a, b, angle) in zip(logits, shapes, strict=True):
@@ -86,7 +86,9 @@ def bone_submission(path: Path, seed: int, images: int = 288) -> Path:
     rows = []
     for number in range(images):
         for label, shape in zip(HAND_BONES, bone_shapes(rng), strict=True):
-            rows.append((f"image{number:04}.png", label, ellipse_rle(shape + [*jitter.normal(0, 3, 2), 0, 0, 0])))
+            rows.append(
+                (f"image{number:04}.png", label, ellipse_rle(shape + np.append(jitter.normal(0, 3, 2), [0, 0, 0])))
+            )
     submission.write(pd.DataFrame(rows, columns=submission.COLUMNS), path)
     return path
 

@@ -9,7 +9,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A tiny synthetic data set: 6 people to train on, 2 to test, 256 × 256 pixels."""
+    from utils.sample import make_sample
+
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", train_people=6, test_people=2, image_size=256)

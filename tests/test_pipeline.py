@@ -230,6 +230,7 @@ def test_the_leaderboard_is_sorted_and_fits_the_terminal(tmp_path):
     models = {name: {"oof_dice": 0.92, "test_dice": 0.9, "weight": 0.5}}
     write_json(tmp_path / "05_ensemble" / "metrics.json", {"oof_dice": 0.93, "models": models, "minutes": 2})
     write_json(tmp_path / "02_baseline_fcn" / "metrics.json", {"val_dice": 0.8, "fold": 0, "minutes": 30})
+    assert as_text(read_leaderboard(tmp_path / "empty")) == ["no step with a score has ended yet"]
     table = read_leaderboard(tmp_path)
     assert table["kind"].tolist() == ["ensemble", "model", "member", "member", "baseline"]
     assert table["fold"].tolist()[2:] == [1, 0, 0]

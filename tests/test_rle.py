@@ -90,7 +90,7 @@ BAD = {
     "1 2 x": "'x' is not",
     "1 2.5": "'2.5' is not",
     "-1 2": "'-1' is not",
-    "+1 2": "'+1' is not",
+    "+1 2": r"'\+1' is not",
     "1\t2": "is not",
     "1 ²": "'²' is not",
     "0 3": "run 1 has start 0",

@@ -24,7 +24,7 @@ SMALL = {"train_people": 3, "test_people": 2, "image_size": 256}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return sample.make_sample(tmp_path_factory.mktemp("sample") / "small", **SMALL, processes=1)
+    return sample.make_sample(tmp_path_factory.mktemp("sample") / "small", **SMALL, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,8 @@ def test_pixels_depend_on_the_person_alone():
 # ---- files
 
 
-def test_the_same_bytes_by_one_process_and_by_two(folder, tmp_path):
-    again = sample.make_sample(tmp_path / "again", **SMALL, processes=2)
+def test_the_same_bytes_by_one_thread_and_by_three(folder, tmp_path):
+    again = sample.make_sample(tmp_path / "again", **SMALL, threads=3)
     assert digests(again) == digests(folder)
     assert len({d for name, d in digests(folder).items() if name.endswith(".png")}) == 10
 
@@ -274,13 +274,13 @@ def test_a_finished_sample_is_kept_and_nothing_else_is_touched(folder, tmp_path,
 
     monkeypatch.setattr(sample.radiograph, "render", broken)
     with pytest.raises(OSError, match="no space"):
-        sample.make_sample(tmp_path / "full", **SMALL, processes=1)
+        sample.make_sample(tmp_path / "full", **SMALL, threads=1)
     assert not [p for p in tmp_path.iterdir() if "full" in p.name and p.is_dir()]
 
 
 def test_ensure_sample_makes_the_default_once_and_returns_other_folders(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sample, "DEFAULT_FOLDER", tmp_path / "data" / "sample")
-    made = sample.ensure_sample("", **SMALL, processes=1)
+    made = sample.ensure_sample("", **SMALL, threads=1)
     assert made == tmp_path / "data" / "sample" and "10 images of 256 × 256" in capsys.readouterr().out
     assert sample.ensure_sample() == sample.ensure_sample(str(made)) == made
     assert sample.ensure_sample(str(folder)) == folder

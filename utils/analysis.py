@@ -87,13 +87,13 @@ BONE_COLUMNS = [
 
 
 def hand_sides(bones: pd.DataFrame) -> pd.Series:
-    """ "R" or "L" by image name, from the thumb rule, for images that have finger-1 and finger-16."""
-    x = bones.pivot(index="image_name", columns="class", values="x").reindex(columns=[THUMB, LITTLE]).dropna()
+    """Side of each hand by image name, "R" or "L" from the thumb rule, for images that have finger-1 and finger-16."""
+    x = bones.pivot_table(index="image_name", columns="class", values="x").reindex(columns=[THUMB, LITTLE]).dropna()
     return pd.Series(np.where(x[THUMB] < x[LITTLE], "R", "L"), index=x.index, dtype=object)
 
 
 def class_statistics(found: Survey) -> pd.DataFrame:
-    """By class, in their order: images it is present in, polygons per image, mean, min and max area, share of the image.
+    """By class, in their order: images that have it, polygons per image, mean, min and max area, share of the image.
 
     Areas in pixels, over the images that have the class; share: mean area divided by the image's pixels.
     """
@@ -239,7 +239,7 @@ def _keep_one(drawn: dict[int, Patch], order: list[int], size: tuple[int, int]) 
 def _overlaps(drawn: dict[int, Patch]) -> list[tuple[int, int, int]]:
     """(a, b, shared pixels) of the pairs of classes whose masks overlap, a < b."""
     numbers = list(drawn)
-    boxes = np.array([(t, l, t + m.shape[0], l + m.shape[1]) for m, (t, l) in drawn.values()]).reshape(-1, 4)
+    boxes = np.array([(y, x, y + mask.shape[0], x + mask.shape[1]) for mask, (y, x) in drawn.values()]).reshape(-1, 4)
     found = []
     for i, a in enumerate(numbers):
         low, high = np.maximum(boxes[i, :2], boxes[i + 1 :, :2]), np.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])

@@ -10,33 +10,33 @@ from utils.competition import DataError, read_annotation
 from utils.files import replacing, shown
 
 FOREARM = ("Radius", "Ulna")
-BENT_DEGREES = 15.0
+MIDDLE_METACARPAL = "finger-11"
+BENT_DEGREES = 12.0
 """A wrist counts as bent when hand and forearm differ by more than this."""
 
 
 def wrist_angle(polygons: dict[str, list[np.ndarray]]) -> float:
     """Angle in degrees between forearm and hand, 0 for a straight wrist; positive bends turn clockwise on screen.
 
-    The forearm's direction is the long axis of Radius and Ulna together, taken from each bone's own principal axis;
-    the hand's runs from the forearm's centre to the centre of all other bones. `polygons` is what `read_annotation`
-    returns; a hand without Radius or Ulna gives NaN.
+    As radiologists measure it: the long axis of the middle metacarpal against that of Radius and Ulna (the mean of
+    both), each a bone's first principal axis, pointed from the wrist outwards. `polygons` is what `read_annotation`
+    returns; NaN where one of the three bones is missing.
     """
-    if not all(polygons.get(name) for name in FOREARM):
+    if not all(polygons.get(name) for name in (*FOREARM, MIDDLE_METACARPAL)):
         return float("nan")
-    bones = {name: np.concatenate(shapes).astype(float) for name, shapes in polygons.items() if shapes}
-    forearm = [bones[name] for name in FOREARM]
-    hand = [points.mean(0) for name, points in bones.items() if name not in FOREARM]
-    if not hand:
-        return float("nan")
-    wrist = np.mean([points.mean(0) for points in forearm], axis=0)
-    towards_hand = np.mean(hand, axis=0) - wrist
-    axis = np.zeros(2)
-    for points in forearm:
-        values, vectors = np.linalg.eigh(np.cov((points - points.mean(0)).T))
-        long = vectors[:, values.argmax()]
-        axis += long if long @ towards_hand > 0 else -long
-    angle = np.arctan2(towards_hand[1], towards_hand[0]) - np.arctan2(axis[1], axis[0])
+    bones = {name: np.concatenate(polygons[name]).astype(float) for name in (*FOREARM, MIDDLE_METACARPAL)}
+    outwards = bones[MIDDLE_METACARPAL].mean(0) - (bones["Radius"].mean(0) + bones["Ulna"].mean(0)) / 2
+    hand = _long_axis(bones[MIDDLE_METACARPAL], outwards)
+    forearm = _long_axis(bones["Radius"], outwards) + _long_axis(bones["Ulna"], outwards)
+    angle = np.arctan2(hand[1], hand[0]) - np.arctan2(forearm[1], forearm[0])
     return float(np.degrees((angle + np.pi) % (2 * np.pi) - np.pi))
+
+
+def _long_axis(points: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Unit vector (x, y) of the first principal axis of an outline, on the side of `towards`."""
+    values, vectors = np.linalg.eigh(np.cov((points - points.mean(0)).T))
+    axis = vectors[:, values.argmax()]
+    return axis if axis @ towards > 0 else -axis
 
 
 def add_wrists(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:

@@ -56,6 +56,8 @@ def show_leaderboard(run: str | Path, width: int = 100) -> str:
 
 def as_text(table: pd.DataFrame, width: int = 100) -> list[str]:
     """The lines of the table as text; empty columns are left out and long model names shortened to fit `width`."""
+    if table.empty:
+        return ["no step with a score has ended yet"]
     table = displayed(table)
     room = width - sum(max(len(c), *table[c].str.len()) + 2 for c in table if c != "model")
     table["model"] = [m if len(m) <= room else f"{m[: room - 1]}…" for m in table["model"]]

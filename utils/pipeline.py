@@ -63,7 +63,7 @@ def failures(run: Path, names: list[str], lines: int = 12) -> str:
             error = path.read_text(encoding="utf-8").strip().splitlines()
             notebook = run / name / f"{name.partition('/')[0]}.ipynb"
             where = f"    notebook {shown(notebook)}\n    log      {shown(run / name / 'log.txt')}"
-            parts.append("\n".join([f"✗ {name}", *(f"    {line}" for line in error[-lines:]), where]))
+            parts.append("\n".join([f"✗ {name}", *(f"    {line[:400]}" for line in error[-lines:]), where]))
     return "\n".join(parts)
 
 

@@ -3,19 +3,18 @@
     python -m utils.sample --folder data/sample --train-people 40 --test-people 12 --image-size 2048 --seed 0
 
 An image's pixels depend on its seed, split, person, side and size alone, never on who else is made or by how many
-processes; a folder made again is the same to the byte.
+threads; a folder made again is the same to the byte.
 """
 
 import argparse
 import functools
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import tempfile
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +77,13 @@ def make_sample(
     test_people: int = 12,
     image_size: int = 2048,
     seed: int = 0,
-    processes: int | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Make a sample in `folder` (relative to the repository), whole or not at all; returns the absolute path.
 
     Each person has two images of `image_size` × `image_size` pixels; the real data has 400 and 144 people.
-    `processes` (default: one per core) changes nothing in the files. A folder made with the same options is left as
-    it is; DataError for a folder that holds anything else.
+    `threads` (default: one per core, at most 8) changes nothing in the files. A folder made with the same options is
+    left as it is; DataError for a folder that holds anything else.
     """
     folder = files.resolve(folder)
     options = {"train_people": train_people, "test_people": test_people, "image_size": image_size, "seed": seed}
@@ -100,7 +99,7 @@ def make_sample(
                 shutil.rmtree(stale)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
             try:
-                _write_sample(temporary, folder, options, processes or os.cpu_count() or 1)
+                _write_sample(temporary, folder, options, threads or min(os.cpu_count() or 1, 8))
                 files.write_json(temporary / "sample.json", description)
                 temporary.chmod(0o755)
                 temporary.replace(folder)
@@ -205,22 +204,23 @@ def _annotation(image: SampleImage, polygons: dict[str, np.ndarray], size: int) 
     }
 
 
-def _write_sample(temporary: Path, folder: Path, options: dict[str, int], processes: int) -> None:
+def _write_sample(temporary: Path, folder: Path, options: dict[str, int], threads: int) -> None:
     """Every file of the sample but sample.json, in `temporary`."""
     images = roster(options["train_people"], options["test_people"], options["seed"])
     size = options["image_size"]
-    seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(processes, os.cpu_count() or 1)
+    seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, os.cpu_count() or 1)
     print(
         f"Making a synthetic sample in {files.shown(folder)}: {len(images)} images of {size} × {size} pixels, "
         f"about {seconds / 60:.1f} minutes, once.",
         flush=True,
     )
-    make = functools.partial(_make_image, temporary, size)
-    if processes == 1:
-        rows = [make(image) for image in images]
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-            rows = list(pool.map(make, images, chunksize=2))
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # images side by side, not one image in pieces
+    try:
+        with ThreadPoolExecutor(threads) as pool:  # OpenCV and NumPy let go of the interpreter while they compute
+            rows = list(pool.map(functools.partial(_make_image, temporary, size), images))
+    finally:
+        cv2.setNumThreads(before)
     test = [row for image, part in zip(images, rows, strict=True) for row in part if image.split == "test"]
     order = {f"{image.name}.png": i for i, image in enumerate(sorted(images, key=lambda i: f"{i.ID}/{i.name}.png"))}
     test.sort(key=lambda row: (order[row[0]], HAND_BONES.index(row[1])))
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--test-people", type=int, default=12, help="two images each (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=2048, help="pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=None, help="default: one per core")
+    parser.add_argument("--threads", type=int, default=None, help="default: one per core, at most 8")
     try:
         print(make_sample(**vars(parser.parse_args())))
     except DataError as error:

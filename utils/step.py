@@ -71,7 +71,7 @@ def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
         error = "the notebook ended without writing metrics.json"
     if error:
         write_text(folder / "failed.txt", error)
-        say(f"✗ {title} failed after {minutes:.1f} min: {error.strip().splitlines()[-1]}")
+        say(f"✗ {title} failed after {minutes:.1f} min: {error.strip().splitlines()[-1][:200]}")
         return 1
     say(f"✓ {title} in {minutes:.1f} min")
     return 0

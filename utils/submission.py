@@ -146,6 +146,10 @@ def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = T
             f"{len(repeated)} repeated rows, first {where}; expected one row an image and class; remove them"
         )
     wanted, present = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(frame[KEY])
+    extra = frame[~present.isin(wanted) & np.all([frame[c].isin(expected[c]) for c in KEY], axis=0)]
+    if len(extra):
+        where = f"line {extra.index[0]}: {', '.join(extra[KEY].iloc[0])}"
+        problems.append(f"{len(extra)} rows that are not expected, first {where}; remove them")
     missing = wanted[~wanted.isin(present)]
     if len(missing):
         images = missing.get_level_values(0).nunique()

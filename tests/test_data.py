@@ -1,0 +1,178 @@
+"""The data folder: index, annotations, metadata, folds."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils import folds as folding
+from utils.competition import (
+    HAND_BONES,
+    DataError,
+    check_data,
+    read_annotation,
+    read_classes,
+    read_index,
+    read_metadata,
+)
+from utils.sample import geometry, roster
+
+
+@pytest.fixture
+def copy(sample, tmp_path):
+    """A sample that a test may damage."""
+    return shutil.copytree(sample, tmp_path / "data")
+
+
+def test_index_lists_every_image_in_the_baselines_order(sample):
+    table = read_index(sample)
+    expected = [
+        path.name
+        for split in ("train", "test")
+        for path in sorted((sample / split / "DCM").glob("*/*.png"), key=lambda p: f"{p.parent.name}/{p.name}")
+    ]
+    assert table["image_name"].tolist() == expected
+    assert (table.groupby("ID").size() == 2).all()
+    assert (table.loc[table["split"] == "test", "annotation"] == "").all()
+    assert table[["height", "width"]].eq(256).to_numpy().all()
+    check_data(table, read_classes(sample))
+
+
+def test_classes_are_the_29_bones_unless_the_folder_says_otherwise(copy):
+    assert read_classes(copy) == list(HAND_BONES) and len(HAND_BONES) == 29
+    (copy / "classes.txt").write_text("nucleus\n\n other \n")
+    assert read_classes(copy) == ["nucleus", "other"]
+    (copy / "classes.txt").write_text("a\na\n")
+    with pytest.raises(DataError, match="repeated: a"):
+        read_classes(copy)
+
+
+def test_every_problem_of_the_folder_is_reported_at_once(copy):
+    images = sorted((copy / "train" / "DCM").glob("*/*.png"))
+    images[0].unlink()
+    images[1].write_bytes(b"not a png")
+    (copy / "train" / "outputs_json" / images[2].parent.name / f"{images[2].stem}.json").unlink()
+    shutil.copy(images[3], images[5].parent / images[3].name)
+    with pytest.raises(DataError) as error:
+        read_index(copy)
+    text = "\n".join(error.value.problems)
+    for name, word in (
+        (images[0].stem, "no image"),
+        (images[1].name, "not a readable PNG"),
+        (images[2].stem, "no annotation"),
+    ):
+        assert any(name in p and word in p for p in error.value.problems), text
+    assert f"image name {images[3].name} appears 2 times" in text
+
+
+def test_every_problem_of_the_annotations_is_reported_at_once(copy):
+    paths = sorted((copy / "train" / "outputs_json").glob("*/*.json"))
+    broken = json.loads(paths[0].read_text())
+    broken["annotations"][0]["label"] = "finger-20"
+    broken["annotations"][1]["points"] = [[1, 2], [3, 4]]
+    broken["annotations"][2]["points"] = [[1, 2], [3, None], [5, 6]]
+    broken["annotations"][3]["points"] = [[900, 900], [901, 900], [900, 901]]
+    paths[0].write_text(json.dumps(broken))
+    paths[1].write_text("{")
+    with pytest.raises(DataError) as error:
+        check_data(read_index(copy), list(HAND_BONES))
+    assert len(error.value.problems) == 5
+    assert all(str(paths[0]) in p for p in error.value.problems[:4]) and str(paths[1]) in error.value.problems[4]
+    for word, problem in zip(
+        ("unknown class", "at least 3", "at least 3", "outside", "JSON"), error.value.problems, strict=True
+    ):
+        assert word in problem
+
+
+def test_several_polygons_of_a_class_are_all_kept(tmp_path):
+    square = [[0, 0], [4, 0], [4, 4], [0, 4]]
+    path = tmp_path / "a.json"
+    path.write_text(
+        json.dumps(
+            {"annotations": [{"label": "n", "points": square}, {"label": "n", "points": [[5.6, 5.4], [9, 5], [9, 9]]}]}
+        )
+    )
+    polygons = read_annotation(path, ["n", "absent"])
+    assert len(polygons["n"]) == 2 and polygons["absent"] == []
+    assert polygons["n"][1][0].tolist() == [6, 5] and polygons["n"][1].dtype == np.int32
+
+
+def test_metadata_is_cleaned_and_joined_on_id(copy):
+    table = read_index(copy)
+    metadata = read_metadata(copy)
+    assert set(metadata["sex"]) <= {"F", "M"} and metadata["nail_art"].dtype == bool
+    assert not table["age"].isna().any()
+    shuffled = pd.read_excel(copy / "meta_data.xlsx").sample(frac=1, random_state=0)
+    shuffled.to_excel(copy / "meta_data.xlsx", index=False)
+    pd.testing.assert_frame_equal(read_index(copy), table)
+    (copy / "meta_data.xlsx").unlink()
+    assert "age" not in read_index(copy)
+
+
+def test_wrist_angle_measures_the_bend():
+    def bone(centre, length, angle):
+        along = np.array([np.cos(angle), np.sin(angle)])
+        across = np.array([-along[1], along[0]])
+        corners = [
+            along * length + across * 5,
+            along * length - across * 5,
+            -along * length - across * 5,
+            -along * length + across * 5,
+        ]
+        return [np.rint(np.array(corners) + centre).astype(np.int32)]
+
+    for bend in (-40, -10, 0, 25):
+        direction = np.radians(-90 + bend)
+        polygons = {
+            "Radius": bone((480, 900), 150, np.pi / 2),
+            "Ulna": bone((520, 900), 150, np.pi / 2),
+            "finger-11": bone(
+                np.array([500, 900]) + 500 * np.array([np.cos(direction), np.sin(direction)]), 80, direction
+            ),
+        }
+        assert folding.wrist_angle(polygons) == pytest.approx(bend, abs=1.0)
+    assert np.isnan(folding.wrist_angle({"nucleus": bone((5, 5), 3, 0)}))
+
+
+def test_bent_wrists_of_the_sample_are_found():
+    images = roster(40, 12, seed=0)
+    bent = [abs(image.person.wrist) > 15 for image in images]  # degrees, as the sample was posed
+    assert 0 < sum(bent) < len(bent)
+    measured = [folding.wrist_angle(geometry(image, 512)[1]) for image in images[::2]]
+    assert [abs(angle) > folding.BENT_DEGREES for angle in measured] == bent[::2]
+
+
+@given(people=st.lists(st.booleans(), min_size=5, max_size=60), n_folds=st.integers(2, 5), seed=st.integers(0, 9))
+def test_folds_divide_people_evenly_and_bent_wrists_too(people, n_folds, seed):
+    rows = [("train", f"ID{i:03}", f"image{i}{side}.png", bent) for i, bent in enumerate(people) for side in "LR"]
+    table = pd.DataFrame(rows, columns=["split", "ID", "image_name", "bent"])
+    folds = folding.assign_folds(table, n_folds, seed)
+    per_person = folds.drop_duplicates(["ID", "fold"])
+    assert len(per_person) == len(people)
+    for group in (per_person, per_person[per_person["bent"]]):
+        sizes = group.groupby("fold").size().reindex(range(n_folds), fill_value=0)
+        assert sizes.max() - sizes.min() <= 1
+    shuffled = folding.assign_folds(table.sample(frac=1, random_state=seed), n_folds, seed)
+    pd.testing.assert_series_equal(
+        shuffled.set_index("image_name")["fold"].sort_index(), folds.set_index("image_name")["fold"].sort_index()
+    )
+
+
+def test_folds_file_is_kept_and_refused_for_other_data(sample, tmp_path):
+    table, classes = read_index(sample), read_classes(sample)
+    path = tmp_path / "folds.csv"
+    first = folding.read_folds(path, table, classes, 3)
+    pd.testing.assert_frame_equal(folding.read_folds(path, table, classes, 3, seed=7), first)
+    train, validation = folding.split_fold(table, first, 1)
+    assert not set(train["ID"]) & set(validation["ID"]) and set(train["split"]) == {"train"}
+    assert len(train) + len(validation) == (table["split"] == "train").sum()
+    everything, nothing = folding.split_fold(table, first, -1)
+    assert len(everything) == len(first) and nothing.empty
+    with pytest.raises(DataError, match="n_folds is 2"):
+        folding.read_folds(path, table, classes, 2)
+    with pytest.raises(DataError, match="in the file but not in the data"):
+        folding.read_folds(path, table.iloc[2:], classes, 3)

@@ -1,0 +1,182 @@
+"""Cache, augmentation and batches."""
+
+import os
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils import fullres, rle
+from utils.augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    Augmenter,
+    affine,
+    draw_field,
+    flip,
+    paste,
+    transform_matrix,
+    warp,
+)
+from utils.cache import Cache, make_entry
+from utils.competition import DataError, read_annotation, read_classes, read_index
+from utils.loader import EpochSampler, plain_loader, training_loader
+from utils.masks import draw
+from utils.metrics import dice_per_class
+
+
+@pytest.fixture(scope="module")
+def cache(sample, tmp_path_factory):
+    table = read_index(sample)
+    cache = Cache(tmp_path_factory.mktemp("cache"), table, read_classes(sample), 64)
+    cache.build()
+    return cache
+
+
+@pytest.fixture(scope="module")
+def names(sample):
+    table = read_index(sample)
+    return table.loc[table["split"] == "train", "image_name"].tolist()
+
+
+def test_entries_hold_image_label_and_truth(cache, names, sample):
+    row = read_index(sample).set_index("image_name").loc[names[0]]
+    entry = cache.read(names[0])
+    image = cv2.imread(row["image"], cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(entry.image, cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA))
+    for label, shapes in read_annotation(row["annotation"], cache.classes).items():
+        assert entry.truth[cache.classes.index(label)] == rle.encode(draw(shapes, entry.size))
+    assert entry.label.dense().shape == (29, 64, 64) and entry.size == (256, 256)
+
+
+def test_build_makes_only_what_is_missing_outdated_or_damaged(sample, tmp_path, names):
+    table = read_index(sample)
+    cache = Cache(tmp_path, table, read_classes(sample), 32)
+    assert cache.build() == len(table)
+    assert cache.build() == 0
+    cache.path(names[0]).write_bytes(cache.path(names[0]).read_bytes()[:1000])
+    cache.path(names[1]).unlink()
+    assert cache.build() == 2
+    stat = os.stat(table.iloc[2]["image"])
+    os.utime(table.iloc[2]["image"], ns=(stat.st_atime_ns, time.time_ns()))
+    assert cache.build() == 1
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_a_bad_image_is_named_after_the_others_are_made(sample, tmp_path, names):
+    table = read_index(sample)
+    (tmp_path / "bad.png").write_bytes(b"broken")
+    table.loc[0, "image"] = str(tmp_path / "bad.png")
+    cache = Cache(tmp_path, table, read_classes(sample), 32)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        cache.build()
+    assert len(list(cache.folder.glob("*.npz"))) == len(table) - 1
+
+
+def test_coloured_and_non_square_images(tmp_path):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 255, (30, 50, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "c.png"), colour)
+    entry = make_entry(str(tmp_path / "c.png"), "", [], (30, 50))
+    assert np.array_equal(entry.image, colour[:, :, ::-1]) and entry.size == (30, 50)
+    cv2.imwrite(str(tmp_path / "g.png"), np.repeat(colour[:, :, :1], 3, 2))
+    assert np.array_equal(make_entry(str(tmp_path / "g.png"), "", [], (30, 50)).image, colour[:, :, 0])
+
+
+def test_labels_by_coverage_come_back_to_full_size_better_than_by_nearest(sample, tmp_path, cache, names):
+    shifted = Cache(tmp_path, read_index(sample), cache.classes, 64, labels="nearest")
+    shifted.build()
+
+    def kept(source, name):
+        entry = source.read(name)
+        return dice_per_class(fullres.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth)
+
+    coverage, nearest = (np.mean([kept(source, name) for name in names]) for source in (cache, shifted))
+    assert 1 - coverage < (1 - nearest) / 3  # FACTS of the field: 0.004 against 0.031 is lost via 512 pixels
+
+
+def test_flip_is_exact(cache, names):
+    entry = cache.read(names[0])
+    image, patches = flip(entry.image, entry.label.patches())
+    assert np.array_equal(image, entry.image[:, ::-1])
+    assert np.array_equal(paste(patches, entry.label.grid), entry.label.dense()[:, :, ::-1])
+
+
+@pytest.mark.parametrize(("angle", "scale", "shift"), [(0, 1, (3, -2)), (17, 0.9, (2, 5)), (-30, 1.3, (20, 0))])
+def test_regions_move_like_the_whole_map(cache, names, angle, scale, shift):
+    entry = cache.read(names[1])
+    matrix = transform_matrix(entry.label.grid, angle, scale, shift)
+    image, patches = affine(entry.image, entry.label.patches(), matrix)
+    whole = [cv2.warpAffine(plane, matrix, (64, 64), flags=cv2.INTER_LINEAR) for plane in entry.label.dense()]
+    difference = np.abs(paste(patches, (64, 64)).astype(int) - np.stack(whole))
+    assert difference.max() <= 8 and difference.mean() < 0.01  # OpenCV rounds positions to 1/32 pixel
+    assert np.array_equal(image, cv2.warpAffine(entry.image, matrix, (64, 64), flags=cv2.INTER_LINEAR))
+
+
+def test_regions_bend_like_the_whole_map(cache, names):
+    entry = cache.read(names[1])
+    field = draw_field((64, 64), 0.03, np.random.default_rng(1))
+    matrix = transform_matrix((64, 64), 10, 1.1, (1, 1))
+    _, patches = warp(entry.image, entry.label.patches(), matrix, field)
+    inverse = cv2.invertAffineTransform(matrix)
+    y, x = np.mgrid[:64, :64]
+    sources = np.einsum("ij,jhw->ihw", inverse, np.stack([x, y, np.ones_like(x)])) + field.transpose(2, 0, 1)
+    maps = sources.astype(np.float32)
+    whole = [cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR) for plane in entry.label.dense()]
+    assert np.abs(paste(patches, (64, 64)).astype(int) - np.stack(whole)).max() <= 8
+
+
+@pytest.mark.parametrize(
+    "part", ["hflip", "rotate", "scale", "shift", "brightness", "contrast", "clahe", "autocontrast", "elastic"]
+)
+def test_every_part_can_be_switched_on_alone(cache, names, part):
+    amount = {"rotate": 20.0, "scale": 0.2, "shift": 0.1, "brightness": 0.3, "contrast": 0.3}.get(part, 1.0)
+    entry = cache.read(names[0])
+    entry = replace(entry, image=entry.image // 2 + 30)  # room for contrast
+    augmenter = Augmenter(replace(NO_AUGMENTATION, **{part: amount}))
+    image, label = augmenter(entry.image, entry.label, np.random.default_rng(3))
+    again, _ = augmenter(entry.image, entry.label, np.random.default_rng(3))
+    moved = part in ("hflip", "rotate", "scale", "shift", "elastic")
+    assert not np.array_equal(image, entry.image) and np.array_equal(image, again)
+    assert np.array_equal(label, entry.label.dense()) != moved
+    untouched, same = Augmenter(NO_AUGMENTATION)(entry.image, entry.label, np.random.default_rng(3))
+    assert np.array_equal(untouched, entry.image) and np.array_equal(same, entry.label.dense())
+
+
+def test_amounts_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="hflip is a probability"):
+        Augmentation(hflip=2)
+    with pytest.raises(ValueError, match="scale must be"):
+        Augmentation(scale=-0.1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(cache, names, num_workers):
+    augmenter = Augmenter(Augmentation(clahe=0.5, elastic=0.5))
+
+    def epoch(workers, number):
+        loader = training_loader(cache, names, augmenter, 4, seed=5, num_workers=workers)
+        loader.sampler.set_epoch(number)
+        return list(loader)
+
+    first, parallel, later = epoch(0, 0), epoch(num_workers, 0), epoch(0, 1)
+    for a, b in zip(first, parallel, strict=True):
+        assert torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"])
+    assert not torch.equal(first[0]["image"], later[0]["image"])
+    assert first[0]["image"].dtype == torch.uint8 and first[0]["label"].shape == (4, 29, 64, 64)
+
+
+def test_an_epoch_shows_every_image_and_fills_the_last_batch():
+    sampler = EpochSampler(10, 4, seed=0)
+    shown = [index for _, index in sampler]
+    assert len(shown) == len(sampler) == 12 and set(shown) == set(range(10))
+    sampler.set_epoch(1)
+    assert [index for _, index in sampler] != shown
+
+
+def test_validation_images_come_in_order(cache, names):
+    indices = torch.cat([batch["index"] for batch in plain_loader(cache, names, 3)])
+    assert indices.tolist() == list(range(len(names)))
