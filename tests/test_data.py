@@ -142,7 +142,8 @@ def test_bent_wrists_of_the_sample_are_found():
     images = roster(40, 12, seed=0)
     bent = [abs(image.person.wrist) > 15 for image in images]  # degrees, as the sample was posed
     assert 0 < sum(bent) < len(bent)
-    measured = [folding.wrist_angle(geometry(image, 512)[1]) for image in images[::2]]
+    outlines = [geometry(image, 512)[1] for image in images[::2]]
+    measured = [folding.wrist_angle({name: [points] for name, points in hand.items()}) for hand in outlines]
     assert [abs(angle) > folding.BENT_DEGREES for angle in measured] == bent[::2]
 
 

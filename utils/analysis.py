@@ -16,7 +16,6 @@ from utils.cache import read_image
 from utils.competition import read_annotation
 from utils.folds import BENT_DEGREES, wrist_angle
 from utils.masks import coverage, draw_region
-from utils.metrics import mean_dice
 from utils.rle import dice_of_areas
 
 THUMB, LITTLE = "finger-1", "finger-16"
@@ -169,9 +168,12 @@ def describe_folds(folds: pd.DataFrame, found: Survey) -> pd.DataFrame:
     return table
 
 
-def argmax_mean(found: Survey) -> dict[str, float]:
-    """The mean over classes of `argmax_cost`, by rule."""
-    return {rule: mean_dice(column.to_frame()) for rule, column in argmax_cost(found).items()}
+def pick_examples(images: pd.DataFrame, count: int) -> pd.DataFrame:
+    """About `count` rows of people spread evenly over the IDs, all images of a person together."""
+    people = images["ID"].unique()
+    wanted = min(len(people), max(1, round(count * len(people) / len(images))))
+    chosen = people[np.linspace(0, len(people) - 1, wanted).round().astype(int)]
+    return images[images["ID"].isin(chosen)].head(count)
 
 
 def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, list, dict[int, Patch], np.ndarray]:

@@ -62,7 +62,7 @@ class Augmenter:
         if settings.brightness or settings.contrast:
             parts.append(A.RandomBrightnessContrast(settings.brightness, settings.contrast, p=1.0))
         if settings.autocontrast:
-            parts.append(A.AutoContrast(p=settings.autocontrast))
+            parts.append(A.AutoContrast(method="pil", p=settings.autocontrast))
         if settings.clahe:
             parts.append(A.CLAHE(clip_limit=2.0, tile_grid_size=(8, 8), p=settings.clahe))  # clip 4 costs Dice
         with warnings.catch_warnings():
@@ -83,7 +83,7 @@ class Augmenter:
             image, patches = affine(image, patches, matrix)
         if self.grey_values is not None:
             self.grey_values.set_random_seed(int(rng.integers(2**32)))
-            image = self.grey_values(image=image)["image"]
+            image = self.grey_values(image=image.copy())["image"]  # AutoContrast writes into a grey input
         return np.ascontiguousarray(image), paste(patches, image.shape[:2])
 
     def _draw_matrix(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

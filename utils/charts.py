@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, new_figure
+from utils.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, new_figure, readable
 
 KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "member": "#56B4E9", "baseline": "#8a97a5"}
 """Colours of the leaderboard's rows."""
@@ -84,7 +84,7 @@ def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
         rows = np.arange(len(classes)) + (number - (len(tables) - 1) / 2) * step
         tenth, ninetieth = np.nanpercentile(values, [10, 90], axis=0)
         low = min(low, float(np.nanpercentile(values, 2)), float(tenth.min()))
-        colours = [_readable(own[c]) for c in classes] if alone else [PALETTE[number % 7]] * len(classes)
+        colours = [readable(own[c]) for c in classes] if alone else [PALETTE[number % 7]] * len(classes)
         if alone:
             heights = rows + rng.uniform(-0.28, 0.28, values.shape)
             ax.scatter(values, heights, s=3, color=SOFT, alpha=0.35, linewidths=0, rasterized=True)
@@ -114,7 +114,7 @@ def thresholds(table: pd.DataFrame, current: float = 0.5) -> Figure:
     best = mean.idxmax()
     for name in table.columns if len(table.columns) > 1 else []:
         axes[0].plot(
-            table.index, table[name] - table[name].max(), color=_readable(colours[name]), linewidth=0.8, alpha=0.7
+            table.index, table[name] - table[name].max(), color=readable(colours[name]), linewidth=0.8, alpha=0.7
         )
     axes[0].plot(table.index, mean - mean.max(), color=INK, linewidth=2.2, label="mean of the classes")
     axes[0].set_title("Dice below each class's own best", fontsize=10, color=INK)
@@ -159,9 +159,3 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     ax.grid(axis="x", color=LINE, linewidth=0.7)
     ax.set_axisbelow(True)
     return figure
-
-
-def _readable(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The colour, darkened where it is too light for a white page."""
-    light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    return tuple(c * min(1.0, 0.72 / light) for c in colour)

@@ -22,8 +22,6 @@ from utils.files import ROOT, write_json, write_text
 OWNER = "HAND_BONE_RUN_PROCESS"
 """Environment variable: `<host> <process id>` of the run that the step belongs to."""
 
-NOISE = re.compile(r"^(Executing|Ending Cell|Working directory|Input Notebook|Output Notebook|Black is not|\s*$)")
-
 
 def end_with_run() -> None:
     """Watch the process that started the run and end this one when it is gone, so that no orphan goes on writing.
@@ -122,7 +120,7 @@ def _execute(run: Path, name: str, threads: int) -> str:
 
 
 def _log(path: Path, name: str) -> None:
-    """papermill's messages and the notebook's output go to the log file, the output also to the terminal."""
+    """papermill's messages and the notebook's output go to the log file, what it prints also to the terminal."""
     notebook, _, member = name.partition("/")
     short = f"{notebook[:2]} {member}" if member else notebook
     logger = logging.getLogger("papermill")
@@ -135,9 +133,11 @@ def _log(path: Path, name: str) -> None:
 
     class Terminal(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno == logging.INFO:  # the notebook's stderr comes as WARNING: the log file has it
-                for line in record.getMessage().splitlines():
-                    if not NOISE.match(line):
+            text = record.getMessage()
+            # stderr comes as WARNING; tables and figures, unlike what is printed, end without a newline
+            if record.levelno == logging.INFO and text.endswith("\n"):
+                for line in text.splitlines():
+                    if line.strip():
                         _print(f"         {short} │ {line[:200]}")
 
     logger.addHandler(Terminal())

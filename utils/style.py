@@ -62,6 +62,12 @@ def class_colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float
     return {name: bones.get(name) or rest[name] for name in classes}
 
 
+def readable(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+    """The colour, darkened where it is too light for a white page."""
+    light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
+    return tuple(c * min(1.0, 0.72 / light) for c in colour)
+
+
 def _bone_colours() -> dict[str, tuple[float, float, float]]:
     steps = (0.6, 0.3, 0.0, -0.28)
     rays = [(hue, step) for number, hue in enumerate(RAYS) for step in (steps if number else steps[:3])]
