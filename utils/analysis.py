@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from utils.cache import read_image
+from utils.cache import make_entry, read_image
 from utils.competition import read_annotation
 from utils.folds import BENT_DEGREES, wrist_angle
 from utils.masks import coverage, draw_region
@@ -174,6 +174,17 @@ def pick_examples(images: pd.DataFrame, count: int) -> pd.DataFrame:
     wanted = min(len(people), max(1, round(count * len(people) / len(images))))
     chosen = people[np.linspace(0, len(people) - 1, wanted).round().astype(int)]
     return images[images["ID"].isin(chosen)].head(count)
+
+
+def picture_items(
+    images: pd.DataFrame, titles: Sequence[str], classes: list[str], image_size: int = 512
+) -> list[tuple]:
+    """What `plots.overlays` draws, (title, image, rles, size), for annotated rows of the index."""
+    items = []
+    for row, title in zip(images.itertuples(), titles, strict=True):
+        entry = make_entry(row.image, row.annotation, classes, (image_size, image_size))
+        items.append((title, entry.image, entry.truth, entry.size))
+    return items
 
 
 def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, list, dict[int, Patch], np.ndarray]:

@@ -117,7 +117,7 @@ def vote_images(
     """
 
     def one(name: str) -> tuple[str, list[str]]:
-        voters = [m for m in members if weights[m.model] > 0 and (folds is None or m.fold == folds[name])]
+        voters = [m for m in members if weights.get(m.model, 0) > 0 and (folds is None or m.fold == folds[name])]
         stored = [getattr(m, split).read(name) for m in voters]
         return name, soft_vote(stored, [weights[m.model] for m in voters], threshold)
 

@@ -158,10 +158,10 @@ def _grid(titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int)
     """Axes for images under wrapped titles, as high as their shapes need; without the ones left over."""
     columns = max(1, min(columns, len(titles)))
     width = min(WIDTH / columns, 5.0)
-    texts = ["\n".join(textwrap.wrap(title, int(width / 0.078))) for title in titles]
+    texts = ["\n".join(textwrap.wrap(title, int(width / 0.085))) for title in titles]
     rows = -(-len(titles) // columns)
     lines = max(text.count("\n") + 1 for text in texts)
-    height = width * min(max(h / w for h, w in sizes), 2.0) + 0.17 * lines + 0.05
+    height = width * min(max(h / w for h, w in sizes), 2.0) + 0.18 * lines + 0.1
     figure, axes = new_figure(width * columns, rows * height, max(rows, 1), columns)
     for ax in axes[len(titles) :]:
         ax.remove()

@@ -2,9 +2,10 @@
 
 from utils.charts import LiveCurves, class_dice, curves, leaderboard, thresholds
 from utils.pictures import batch, errors, overlay, overlays, show_image
-from utils.style import class_colours, save
+from utils.style import DPI, class_colours, save
 
 __all__ = [
+    "DPI",
     "LiveCurves",
     "batch",
     "class_colours",

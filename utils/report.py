@@ -21,16 +21,18 @@ STYLE = """
 body { margin: 0; color: var(--ink); background: #f4f6f9; font: 16px/1.6 system-ui, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem 5rem; background: #fff; min-height: 100vh; }
 h1 { font-size: 2rem; line-height: 1.25; margin: 0 0 1rem; } h2 { margin-top: 2.4rem; } a { color: var(--accent); }
-.anchor-link, .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.anchor-link { display: none; }
 table { border-collapse: collapse; font-size: .92rem; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
 .text { text-align: left; } tr.ensemble { background: #e9f3fb; font-weight: 600; }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }
 .highlight pre { background: #f7f9fb; border-left: 3px solid var(--line); padding: .8rem 1rem; margin: 1rem 0 .4rem; }
-.jp-OutputArea-output { overflow-x: auto; }
-.jp-OutputArea-output pre { margin: .2rem 0; padding: 0 1rem; color: #37475a; }
-[data-mime-type="application/vnd.jupyter.stderr"] pre { background: #fdeeee; }
+.output_area { overflow-x: auto; } .output_area pre { margin: .1rem 0; padding: 0 1rem; color: #37475a; }
+.output_stderr pre { background: #fdf3e7; } .output_png { text-align: center; }
+.ansi-red-fg { color: #b3261e; } .ansi-green-fg { color: #1b7f3b; } .ansi-cyan-fg, .ansi-blue-fg { color: #0b66a8; }
+.top { display: flex; justify-content: space-between; color: var(--soft); }
+body:not(:has(#code:checked)) .input { display: none; }
 img { max-width: 100%; height: auto; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1.1rem; }
 .card { border: 1px solid var(--line); border-radius: 10px; overflow: hidden; text-decoration: none; color: inherit; }
@@ -76,9 +78,10 @@ def notebook_page(path: Path, name: str) -> str:
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_filename(str(path))
-    back = f'<p><a href="index.html">← report</a> · {html.escape(name)}</p>'
+    back = f'<span><a href="index.html">← report</a> · {html.escape(name)}</span>'
+    code = '<label><input type="checkbox" id="code"> show the code</label>'
     style = STYLE + HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    return PAGE.format(title=html.escape(name), style=style, body=f"{back}\n{body}")
+    return PAGE.format(title=html.escape(name), style=style, body=f'<p class="top">{back}{code}</p>\n{body}')
 
 
 def _executed(run: Path) -> dict[str, Path]:

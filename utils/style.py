@@ -39,7 +39,7 @@ class NotebookFigure(Figure):
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[NotebookFigure, list[Axes]]:
     """An empty figure in constrained layout (inches) and its axes, row by row, without upper and right borders."""
-    figure = NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from utils.analysis import BINS, Survey, argmax_cost, class_statistics, correlations, describe_folds, overlap_table
 from utils.folds import BENT_DEGREES
@@ -23,7 +25,9 @@ def class_areas(found: Survey) -> Figure:
     ax.hlines(rows, ends["min"], ends["max"], color=shown, linewidth=6, alpha=0.55)
     ax.scatter(100 * table["share"], rows, color=shown, edgecolor=INK, linewidths=0.6, s=30, zorder=3)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(rows, table.index, fontsize=9)
     ax.set(ylim=(len(table) - 0.4, -0.6))
     ax.set_xlabel("share of the image: mean (dot), smallest to largest (bar)", fontsize=9)
@@ -35,14 +39,14 @@ def density_maps(found: Survey) -> Figure:
     """Where each class lies: how many of the annotated images have it in each place, all maps on one colour scale."""
     columns = min(8, len(found.classes))
     rows = -(-len(found.classes) // columns)
-    side = min(WIDTH / columns, 4.0)
+    side = min((WIDTH - 0.9) / columns, 4.0)
     figure, axes = new_figure(side * columns + 0.9, rows * (side + 0.25) + 0.1, rows, columns)
-    top = max(float(found.density.max()), 1e-6)
+    scale = PowerNorm(0.5, 0, max(float(found.density.max()), 1e-6))  # by the root, so that faint maps are seen
     for ax in axes[len(found.classes) :]:
         ax.remove()
     axes = axes[: len(found.classes)]
     for ax, name, plane in zip(axes, found.classes, found.density, strict=True):
-        drawn = ax.imshow(plane, cmap="magma", vmin=0, vmax=top)
+        drawn = ax.imshow(plane, cmap="magma", norm=scale)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_title(name, fontsize=9, color=INK)
@@ -58,20 +62,21 @@ def overlap_matrix(found: Survey, least: float = 0.0005) -> Figure:
     pairs = overlap_table(found)
     pairs = pairs[pairs["iou"] >= least]
     names = [name for name in found.classes if name in {*pairs["a"], *pairs["b"]}]
-    matrix = np.full((len(names), len(names)), np.nan)
+    rows, columns = names[1:] or ["none"], names[:-1] or ["none"]
+    matrix = np.full((len(rows), len(columns)), np.nan)
     for a, b, iou in zip(pairs["a"], pairs["b"], pairs["iou"], strict=True):
         i, j = sorted((names.index(a), names.index(b)))
-        matrix[j, i] = iou
-    side = 0.48 * max(len(names), 4)
+        matrix[j - 1, i] = iou
+    side = 0.48 * max(len(rows), 4)
     figure, (ax,) = new_figure(side + 2.2, side + 1.0)
     drawn = ax.imshow(np.sqrt(matrix), cmap="YlOrRd", vmin=0)
     for i, j in np.argwhere(~np.isnan(matrix)):
         strong = matrix[i, j] > 0.4 * np.nanmax(matrix)
         ax.text(j, i, f"{matrix[i, j]:.3f}"[1:], ha="center", va="center", fontsize=7, color="white" if strong else INK)
-    ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
-    ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     ax.grid(which="minor", color=LINE, linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     ax.set_title("mean IoU of the masks", fontsize=10, color=INK)
@@ -90,10 +95,10 @@ def argmax_losses(found: Survey, least: float = 0.001) -> Figure:
         ax.barh(np.arange(len(shown)) + shift, shown[rule], height=0.36, color=colour, label=label)
     ax.set_yticks(range(len(shown)), shown.index, fontsize=9)
     ax.set(ylim=(len(shown) - 0.4, -0.6))
-    ax.set_xlabel("Dice lost although every pixel is known, shared pixels going …", fontsize=9)
+    ax.set_xlabel("Dice lost although every pixel is known", fontsize=9)
     ax.grid(axis="x", color=LINE, linewidth=0.7)
     ax.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
+    figure.legend(title="a shared pixel goes", loc="outside upper center", fontsize=9, title_fontsize=9, frameon=False)
     return figure
 
 
@@ -108,7 +113,7 @@ def body(sizes: pd.DataFrame) -> Figure:
             label = {"F": "women", "M": "men"}[sex]
             ax.scatter(some[column], some["hand_size"], s=20, alpha=0.75, color=colour, linewidths=0, label=label)
         known = sizes[[column, "hand_size"]].dropna().astype(float)
-        if known[column].nunique() > 1:
+        if known[column].min() < known[column].max():
             slope, start = np.polyfit(known[column], known["hand_size"], 1)
             ends = np.array([known[column].min(), known[column].max()])
             ax.plot(ends, start + slope * ends, color=SOFT, linewidth=1.2, linestyle="--")
@@ -182,4 +187,5 @@ def fold_sizes(folds: pd.DataFrame, found: Survey) -> Figure:
     ax.set_yticks(counts.index, [f"fold {fold}" for fold in counts.index], fontsize=9)
     ax.set(ylim=(len(counts) - 0.4, -0.6), xlim=(0, 1.3 * counts.sum(axis=1).max()))
     ax.set_xlabel("images", fontsize=9)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return figure

@@ -28,7 +28,7 @@ from utils.files import interactive, replacing, shown
 from utils.loader import normalise, plain_loader, training_loader
 from utils.losses import build_loss
 from utils.metrics import dice_per_class, dice_table, mean_dice
-from utils.models.base import ModelError, PaddedModel
+from utils.models.base import ModelError, PaddedModel, start_from_prior
 from utils.predict import to_scores
 
 RESUME = "resume.ckpt"
@@ -45,7 +45,7 @@ class Settings:
     ema_decay: of the averaged weights that are validated and saved, warmed up from 0.1 so that short trainings profit;
     0 switches averaging off. early_stopping: epochs without a better validation Dice, 0 for never. gradient_clip: norm,
     0 for none. precision: see `device.choose_precision`. upsample: what is brought to full size in validation; the
-    official baseline takes logits, everything else here probabilities.
+    official baseline takes logits, everything else here probabilities. start_from_prior: see `models.base`.
     """
 
     epochs: int = 30
@@ -66,6 +66,7 @@ class Settings:
     seed: int = 0
     schedule: str = "cosine"
     upsample: str = "probabilities"
+    start_from_prior: bool = True
 
     def __post_init__(self) -> None:
         """Refuse names that are not known."""
@@ -126,11 +127,8 @@ class Member(L.LightningModule):
         torch.manual_seed(int(draw.generate_state(1)[0]))
         loss = self.loss(self.logits(self.model, batch["image"]), batch["label"].float() / 255)
         self.losses.append(loss.detach())
-        if index % 50 == 0 and not torch.isfinite(loss):
-            raise TrainingError(
-                f"{self.settings.loss} is {loss.item()} in epoch {self.current_epoch + 1}, batch {index + 1}: try a "
-                "smaller lr, gradient_clip=1, or precision='32-true'. What was trained before is kept."
-            )
+        if index % 50 == 49:
+            self._mean_loss()  # not every step: reading a value makes a GPU wait
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -140,6 +138,7 @@ class Member(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's scores."""
+        self._mean_loss()
         self.rows = {}
         self.validated_model().eval()
 
@@ -165,12 +164,7 @@ class Member(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history, on disk too, and save what a resumed training needs."""
-        loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"{self.settings.loss} became {loss} in epoch {self.current_epoch + 1}: "
-                "try a smaller lr or gradient_clip=1"
-            )
+        loss = self._mean_loss()
         validated = bool(self.rows) and (self.current_epoch + 1) % self.settings.validate_every == 0
         row = {
             "epoch": self.current_epoch + 1,
@@ -207,6 +201,15 @@ class Member(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take up the history where it stopped."""
         self.history, self.best = checkpoint["member"]["history"], checkpoint["member"]["best"]
+
+    def _mean_loss(self) -> float:
+        loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"{self.settings.loss} became {loss} in epoch {self.current_epoch + 1}: try a smaller lr, "
+                "gradient_clip=1 or precision='32-true'. The epochs before are kept."
+            )
+        return loss
 
     def save(self, name: str, score: float | None) -> None:
         """Write the validated network as the checkpoint folder `name`."""
@@ -258,6 +261,8 @@ def fit(
     model = config.build(encoder_weights)
     if init_checkpoint:
         start_from(model, config, init_checkpoint)
+    elif settings.start_from_prior:
+        start_from_prior(model, class_shares(cache, train))
     loader = training_loader(
         cache, train, Augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers
     )
@@ -298,6 +303,12 @@ def warmup_cosine(step: int, warmup: int, steps: int) -> float:
         return (step + 1) / (warmup + 1)
     done = min((step - warmup) / max(steps - warmup, 1), 1.0)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+
+
+def class_shares(cache: Cache, names: list[str]) -> torch.Tensor:
+    """Mean share of the image's pixels that each class covers, float32 (classes,)."""
+    shares = [[patch.sum() / 255 for patch, _ in cache.read(name).label.patches()] for name in names]
+    return torch.tensor(np.mean(shares, axis=0) / math.prod(cache.grid), dtype=torch.float32)
 
 
 def start_from(model: PaddedModel, config: Config, folder: str | Path) -> None:

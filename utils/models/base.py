@@ -36,3 +36,17 @@ class PaddedModel(nn.Module):
         if below or right:
             image = F.pad(image, (0, right, 0, below), mode="replicate")
         return self.network(image)[..., :height, :width]
+
+
+def start_from_prior(model: nn.Module, prior: torch.Tensor) -> None:
+    """Set the bias of the model's last layer so that it first predicts `prior` (classes,), the share of pixels.
+
+    A bone covers half a per cent of an image; from a bias of 0, a short training spends most of its steps on unlearning
+    bone everywhere (Lin et al. 2017, section 3.3). Does nothing where no layer with a bias has `classes` outputs.
+    """
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == len(prior) and m.bias is not None
+    ]
+    if layers:
+        with torch.no_grad():
+            layers[-1].bias.copy_(torch.logit(prior.clamp(1e-4, 0.5)))

@@ -15,6 +15,7 @@ DILATED = ("deeplabv3", "deeplabv3plus", "pan")
 """Decoders that ask the encoder for an output stride below 32, which these timm families can't give:"""
 UNDILATED = ("tu-hrnet", "tu-swin", "tu-pvt", "tu-maxvit", "tu-convnext", "tu-mobilevit", "mit_b", "tu-efficientvit")
 NEEDS_IMAGE_SIZE = ("tu-swin", "tu-maxvit", "tu-maxxvit", "tu-coatnet")
+MULTIPLES = {"pan": 128}  # its pyramid halves a sixteenth of the input three times
 NOT_WITH_MIT = ("unetplusplus", "linknet", "dpt")
 
 
@@ -42,6 +43,8 @@ def build(
         if not image_size:
             raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
         options["img_size"] = image_size
+    if name == "dpt":
+        options["dynamic_img_size"] = True
     try:
         network = decoder(
             encoder_name=encoder,
@@ -55,8 +58,7 @@ def build(
         ) from error
     if encoder_weights and encoder_weights != "imagenet":
         load_encoder(network.encoder, encoder_weights)
-    stride = max(getattr(network.encoder, "output_stride", 32), 32)
-    return PaddedModel(network, image_size if encoder.startswith(NEEDS_IMAGE_SIZE) else stride)
+    return PaddedModel(network, image_size if encoder.startswith(NEEDS_IMAGE_SIZE) else MULTIPLES.get(name, 32))
 
 
 def check_encoder(name: str, encoder: str) -> None:

@@ -1,0 +1,246 @@
+"""Figures say what they should, and no text leaves its canvas or is covered by another label."""
+
+import io
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
+from matplotlib.colors import rgb_to_hsv
+from PIL import Image
+
+from utils import plots, rle
+from utils.competition import HAND_BONES
+from utils.masks import draw
+from utils.pictures import FALSE, MISSED, _difference, mask_region
+from utils.sample import geometry, roster
+from utils.style import new_figure
+
+BONES = list(HAND_BONES)
+SIZE = (240, 200)
+
+
+def cropped(figure):
+    """By how many inches what is drawn reaches past the canvas (0: nothing is cut off)."""
+    figure.savefig(io.BytesIO(), format="png", dpi=plots.DPI)
+    drawn = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return round(max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height, 0), 2)
+
+
+def grid_masks(classes, size=SIZE):
+    """One small rectangle a class, all apart."""
+    rles = []
+    for number in range(len(classes)):
+        mask = np.zeros(size, bool)
+        row, column = divmod(number, 5)
+        mask[5 + 38 * row : 30 + 38 * row, 5 + 38 * column : 30 + 38 * column] = True
+        rles.append(rle.encode(mask))
+    return rles
+
+
+def scores(classes, images=12, seed=0):
+    values = 1 - np.random.default_rng(seed).gamma(2, 0.02, (images, len(classes)))
+    return pd.DataFrame(values, columns=classes).clip(0, 1)
+
+
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "loss": [1.0, 0.5, 0.3],
+        "val_dice": [np.nan, 0.8, 0.7],
+        "lr": [1e-3] * 3,
+        "seconds": [1.0] * 3,
+    }
+)
+BOARD = pd.DataFrame(
+    {
+        "kind": ["ensemble", "model", "member", "baseline"],
+        "name": ["2 models", "a-very-long-architecture-name-tu-hrnet_w64", "member", "official baseline"],
+        "oof_dice": [0.972, 0.97, 0.969, np.nan],
+        "test_dice": [0.971, np.nan, np.nan, np.nan],
+    }
+)
+
+
+def test_every_bone_has_its_own_colour_in_every_figure():
+    colours = plots.class_colours(BONES)
+    assert min(np.abs(np.subtract(a, b)).max() for a, b in combinations(colours.values(), 2)) > 0.05
+    assert plots.class_colours(["nucleus", "Ulna"])["Ulna"] == colours["Ulna"]
+    hues = [rgb_to_hsv(colours[f"finger-{i}"])[0] for i in (4, 5, 6, 7)]
+    assert np.ptp(hues) < 0.03  # a finger's bones share their hue
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_other_classes_get_distinct_colours(count):
+    assert len(set(plots.class_colours([f"class {i}" for i in range(count)]).values())) == count
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_mask_region_is_the_decoded_mask_within_its_box(data):
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = np.array(bits).reshape(height, width)
+    part, (top, left) = mask_region(rle.encode(mask), mask.shape)
+    whole = np.zeros_like(mask)
+    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    assert np.array_equal(whole, mask)
+    assert not part.size or (part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any())
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=12, max_size=12))
+def test_difference_is_the_pixels_of_one_mask_outside_the_other(bits):
+    one, other = (np.array([b[k] for b in bits]).reshape(3, 4) for k in (0, 1))
+    assert _difference(rle.parse(rle.encode(one)), rle.parse(rle.encode(other))) == rle.encode(one & ~other)
+
+
+@pytest.mark.parametrize("shape", [SIZE, (120, 100), (100, 100), (61, 47)])
+def test_outlines_lie_where_the_full_size_mask_does(shape):
+    _, (ax,) = new_figure(4, 4)
+    plots.overlay(ax, np.zeros(shape, np.uint8), grid_masks(BONES[:1]), SIZE, BONES[:1])
+    (outlines,) = (c for c in ax.collections if isinstance(c, PathCollection))
+    vertices = np.concatenate([p.vertices for p in outlines.get_paths()])
+    assert np.allclose(vertices.min(0), 4.5, atol=2.5) and np.allclose(vertices.max(0), 29.5, atol=2.5)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 4])
+def test_all_29_names_stand_on_a_hand_without_covering_each_other(panels):
+    items = []
+    for image in roster(2, 2, 0)[:panels]:
+        _, polygons, _ = geometry(image, 512)
+        rles = [rle.encode(draw([polygons[name]], (512, 512))) for name in BONES]
+        items.append((image.ID, np.zeros((256, 256), np.uint8), rles, (512, 512)))
+    figure = plots.overlays(items, BONES)
+    assert not cropped(figure)
+    for ax in figure.axes:
+        assert len([c for c in ax.collections if isinstance(c, PathCollection)]) == 29
+        assert {t.get_text() for t in ax.texts} == {name.removeprefix("finger-") for name in BONES}
+        boxes = [t.get_window_extent() for t in ax.texts if not t.get_text().isdigit()]
+        covered = [1 for a, b in combinations(boxes, 2) if a.shrunk(0.95, 0.7).overlaps(b.shrunk(0.95, 0.7))]
+        assert not covered
+        assert all(ax.bbox.x0 <= b.x0 + 1 and b.x1 - 1 <= ax.bbox.x1 for b in boxes)
+
+
+@pytest.mark.parametrize("classes", [["nucleus"], BONES])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
+    rles = [*grid_masks(classes)[:-1], ""]
+    title = "ID001 image1661130828152_R.png right hand with a long title"
+    items = [(title, np.zeros((60, 50, 3) if i % 2 else (60, 50), np.uint8), rles, SIZE) for i in range(count)]
+    figure = plots.overlays(items, classes)
+    assert len(figure.axes) == count
+    assert not cropped(figure)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batch_tints_labelled_pixels_by_how_much_of_them_is_in_the_class(channels):
+    torch = pytest.importorskip("torch")
+    images = torch.full((3, channels, 8, 8), 100, dtype=torch.uint8)
+    labels = torch.zeros((3, 2, 8, 8), dtype=torch.uint8)
+    labels[:, 0, 2:4], labels[:, 0, 4] = 255, 127
+    figure = plots.batch(images, labels, ["Radius", "Ulna"], limit=2)
+    assert len(figure.axes) == 2
+    drawn = figure.axes[0].images[0].get_array().astype(int)
+    away = np.abs(drawn - 100).sum(axis=2)
+    assert (away[:2] == 0).all() and (away[2:4] > away[4]).all() and (away[4] > 0).all()
+
+
+@pytest.mark.parametrize("classes", [["nucleus"], BONES])
+def test_errors_marks_missed_and_false_pixels_and_looks_at_the_worst_class(classes):
+    truth = grid_masks(classes)
+    predicted = list(truth)
+    shifted = np.roll(rle.decode(truth[-1], SIZE), 4, axis=1)
+    predicted[-1] = rle.encode(shifted)
+    figure = plots.errors("worst image", np.zeros((60, 50), np.uint8), truth, predicted, SIZE, classes)
+    assert classes[-1] in figure.axes[1].get_title()
+    assert not cropped(figure)
+    drawn = figure.axes[1].images[1]
+    left, right, bottom, top = drawn.get_extent()
+    seen = drawn.get_array()[..., 3] > 0
+    full = np.zeros(SIZE, bool)
+    full[round(top + 0.5) : round(bottom + 0.5), round(left + 0.5) : round(right + 0.5)] = seen
+    assert np.array_equal(full, rle.decode(truth[-1], SIZE) ^ shifted)
+    assert MISSED != FALSE
+
+
+def test_errors_of_empty_masks():
+    figure = plots.errors("empty", np.zeros((60, 50), np.uint8), [""], [""], SIZE, ["nucleus"])
+    assert "1.0000" in figure.axes[0].get_title()
+
+
+def test_curves_mark_the_best_epoch():
+    figure = plots.curves(HISTORY)
+    assert "best 0.8000 in epoch 2" in figure.axes[1].get_title()
+    assert not cropped(figure)
+    assert plots.curves(HISTORY.assign(val_dice=np.nan)).axes[1].texts
+    plots.curves(HISTORY.iloc[:1])
+
+
+def test_live_curves_redraw_in_one_place(monkeypatch):
+    shown = []
+
+    class Handle:
+        update = staticmethod(shown.append)
+
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: Handle())
+    live = plots.LiveCurves()
+    for length in (1, 2, 3):
+        live(HISTORY.head(length).to_dict("records"))
+    assert len(shown) == 2
+
+
+@pytest.mark.parametrize("classes", [["nucleus"], BONES])
+@pytest.mark.parametrize("models", [1, 3])
+def test_class_dice_names_every_class_and_model(classes, models):
+    tables = {f"unetplusplus-resnet34-{i}": scores(classes, seed=i) for i in range(models)}
+    figure = plots.class_dice(tables)
+    assert not cropped(figure)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == classes
+    low, high = figure.axes[0].get_xlim()
+    assert low <= min(t.quantile(0.1).min() for t in tables.values()) and high >= 1
+
+
+def test_class_dice_of_one_image():
+    plots.class_dice({"model": scores(BONES, images=1)})
+
+
+@pytest.mark.parametrize("classes", [["nucleus"], BONES])
+def test_thresholds_name_the_best(classes):
+    grid = np.arange(1, 10) / 10
+    table = pd.DataFrame(dict.fromkeys(classes, 0.9 - (grid - 0.6) ** 2), index=grid)
+    figure = plots.thresholds(table)
+    assert "best 0.9000 at 0.6" in figure.axes[1].get_title()
+    assert not cropped(figure)
+
+
+@pytest.mark.parametrize(
+    "board",
+    [
+        BOARD,
+        BOARD.iloc[:1],
+        BOARD.iloc[3:],
+        BOARD.assign(model=BOARD["name"], fold=[None, None, 0, 0]).drop(columns="name"),
+    ],
+)
+def test_leaderboard_shows_every_row_and_score(board):
+    figure = plots.leaderboard(board)
+    assert not cropped(figure)
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    known = board[["oof_dice", "test_dice"]].notna().any(axis=1)
+    assert len(texts) == len(board) and all((text == "no score yet") != k for text, k in zip(texts, known, strict=True))
+    low, high = figure.axes[0].get_xlim()
+    values = board[["oof_dice", "test_dice"]].to_numpy(float)
+    assert not known.any() or (low < np.nanmin(values) and np.nanmax(values) < high)
+
+
+def test_save_writes_a_picture_and_hands_the_figure_on(tmp_path):
+    figure = plots.curves(HISTORY)
+    assert plots.save(figure, tmp_path / "sub" / "curves.png") is figure
+    with Image.open(tmp_path / "sub" / "curves.png") as image:
+        assert image.size == (round(11 * plots.DPI), round(3 * plots.DPI))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["curves.png"]
