@@ -176,14 +176,25 @@ def test_nothing_changed_nothing_to_do(fake):
     assert (fake.run / "previous" / "03_train" / "thin" / "fold1" / "metrics.json").exists()
 
 
-def test_a_changed_parameter_reruns_what_depends_on_it(fake):
+def test_a_changed_parameter_or_notebook_reruns_what_depends_on_it(fake):
     fake.edit("notebooks/profiles/quick.yaml", "tta: hflip", "tta: none")
+    fake.edit("notebooks/01_eda.ipynb", "scores = {}", "scores = dict()")
     status, output, _ = fake.start("--dry-run")
     assert status == 0
     planned = re.findall(r"would run (\S+):", output)
     status, output, new = fake.start()
     assert status == 0, output
-    assert planned == sorted(new) == ["04_inference_tta/thin/fold0", "05_ensemble"]
+    assert planned == sorted(new) == ["01_eda", "04_inference_tta/thin/fold0", "05_ensemble"]
+
+
+def test_changed_data_reruns_everything(fake):
+    image = next(fake.data.glob("test/DCM/*/*.png"))
+    before = image.stat()
+    os.utime(image, (1, 1))
+    everything = fake.start("--dry-run")[1]
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert everything.count("would run") == 4
+    assert "nothing to do" in fake.start("--dry-run")[1]
 
 
 def test_a_failed_step_is_reported_and_the_others_go_on(fake):
@@ -204,6 +215,10 @@ def test_one_run_at_a_time_and_unknown_options(fake):
     assert status == 1
     assert "another process is working on" in output
     assert fake.start("--executor", "slurm")[0] == 2
+    status, output, _ = fake.start("--data", "no-such-folder")
+    assert status == 1
+    assert "--data no-such-folder: no such folder" in output
+    assert not (fake.root / "outputs" / "quick-no-such-folder").exists()
 
 
 @pytest.mark.parametrize(

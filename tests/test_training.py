@@ -21,7 +21,7 @@ from utils.folds import assign_folds
 from utils.metrics import dice_per_class, mean_dice
 from utils.models import ModelError
 from utils.predict import TTA, Predictor
-from utils.probabilities import ProbabilityStore
+from utils.probabilities import LEVELS, ProbabilityStore
 from utils.rle import decode
 
 CPU = torch.device("cpu")
@@ -281,7 +281,7 @@ def test_soft_vote_is_the_full_size_vote_of_what_is_stored(tmp_path_factory, see
     for number, (grid, share) in enumerate(zip(grids, shares, strict=True)):
         store.write(f"{number}", blobs(rng, grid), size)
         stored.append(store.read(f"{number}"))
-        quantised = stored[-1].regions.dense() / np.float32(255)
+        quantised = stored[-1].regions.dense() / np.float32(LEVELS)
         total += share / shares.sum() * reference.upsample(quantised, size)
     voted = ensemble.soft_vote(stored, shares, threshold)
     clear = np.abs(total - threshold) > 1e-5

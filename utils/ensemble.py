@@ -13,7 +13,7 @@ from utils.cache import Cache
 from utils.checkpoint import Config, read_config
 from utils.files import read_json, resolve, shown
 from utils.metrics import dice_per_class, dice_table, mean_dice
-from utils.probabilities import ProbabilityStore, Stored
+from utils.probabilities import LEVELS, ProbabilityStore, Stored
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 """What `choose_thresholds` tries."""
@@ -76,7 +76,7 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         if grid not in means:
             means[grid] = np.zeros((len(member.regions.boxes), *grid), np.float32)
         for plane, (patch, (top, left)) in zip(means[grid], member.regions.patches(), strict=True):
-            plane[top : top + patch.shape[0], left : left + patch.shape[1]] += patch * np.float32(share / 255)
+            plane[top : top + patch.shape[0], left : left + patch.shape[1]] += patch * np.float32(share / LEVELS)
     if len(means) == 1:
         return fullres.encode_masks(next(iter(means.values())), size, threshold)
     totals = {grid: shares[[s.regions.grid == grid for s in stored]].sum() for grid in means}

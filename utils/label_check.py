@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from utils.analysis import Survey
+from utils.survey import Survey
 
 COLUMNS = ["image_name", "ID", "class", "reason", "score"]
 USUAL = 0.9
 """A rule about presence, pieces and holes holds for a class if this share of the images keeps it."""
 RARE, RARE_IOU = 0.05, 0.1
-"""An overlap is unusual if the pair overlaps in fewer images than this, and with at least this IoU here."""
+"""An overlap is unusual if the pair overlaps in this share of the images at most, and with at least this IoU here."""
 LOOP = 0.01
 """A loop of a self-crossing polygon counts from this share of its area."""
 AREA_SPREADS, AREA_RATIO = 6.0, 1.4
@@ -69,7 +69,7 @@ def _overlaps(found: Survey) -> list[tuple]:
     rows = []
     for (a, b), group in found.pairs.groupby(["a", "b"]):
         images = int((have[a] & have[b]).sum())
-        if len(group) < RARE * images:
+        if len(group) <= RARE * images:
             where = f"only {len(group)} of {images} images show"
             for row in group[group["iou"] > RARE_IOU].itertuples():
                 smaller, other = _stranger_first(found, row.image_name, a, b)

@@ -31,17 +31,19 @@ def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.n
     return draw(shifted, (int(bottom - top) + 1, int(right - left) + 1)), (int(top), int(left))
 
 
-def overlaps(start: int, stop: int, size: int, cells: int) -> tuple[np.ndarray, int]:
-    """How much of each cell the pixels start … stop - 1 fill on one axis: float32 (cells touched, pixels), first cell.
+def cell_sums(values: np.ndarray, start: int, size: int, cells: int) -> tuple[np.ndarray, int]:
+    """Mean of each grid cell along the first axis, cells that `values` does not reach left out: (cells, …), first cell.
 
-    `size` pixels are divided into `cells` equal intervals; cell i covers [i · size / cells, (i + 1) · size / cells).
+    `values` float32 (n, …) are the pixels from `start` on, all others are 0. `size` pixels are divided into `cells` equal
+    intervals; cell i covers [i · size / cells, (i + 1) · size / cells), whole pixels or not.
     """
     step = size / cells
-    first, last = int(start / step), min(int(np.ceil(stop / step)), cells)
-    edges = np.arange(first, last + 1) * step
-    pixels = np.arange(start, stop)
-    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.clip(shared, 0, None).astype(np.float32) / np.float32(step), first
+    first, last = int(start / step), min(int(np.ceil((start + len(values)) / step)), cells)
+    edges = np.clip(np.arange(first, last + 1) * step - start, 0, len(values))
+    whole = edges.astype(int)
+    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
+    parts = (edges - whole).astype(np.float32)[:, None] * values[np.minimum(whole, len(values) - 1)]
+    return np.diff(sums[whole] + parts, axis=0) / np.float32(step), first
 
 
 def coverage(
@@ -55,10 +57,9 @@ def coverage(
     """
     if mask.size == 0:
         return np.zeros((0, 0), np.uint8), (0, 0)
-    rows, top = overlaps(corner[0], corner[0] + mask.shape[0], size[0], grid[0])
-    columns, left = overlaps(corner[1], corner[1] + mask.shape[1], size[1], grid[1])
-    share = rows @ mask.astype(np.float32) @ columns.T
-    return np.rint(share * 255).astype(np.uint8), (top, left)
+    rows, top = cell_sums(mask.astype(np.float32), corner[0], size[0], grid[0])
+    columns, left = cell_sums(rows.T, corner[1], size[1], grid[1])
+    return np.rint(columns.T * 255).astype(np.uint8), (top, left)
 
 
 def nearest(

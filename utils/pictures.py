@@ -161,7 +161,7 @@ def _grid(titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int)
     texts = ["\n".join(textwrap.wrap(title, int(width / 0.085))) for title in titles]
     rows = -(-len(titles) // columns)
     lines = max(text.count("\n") + 1 for text in texts)
-    height = width * min(max(h / w for h, w in sizes), 2.0) + 0.18 * lines + 0.1
+    height = width * min(max(h / w for h, w in sizes), 2.0) + 0.2 * lines + 0.12
     figure, axes = new_figure(width * columns, rows * height, max(rows, 1), columns)
     for ax in axes[len(titles) :]:
         ax.remove()

@@ -79,6 +79,8 @@ def start(given: argparse.Namespace) -> int:
     if given.dry_run and data is None and not (ROOT / profile.sample.folder).exists():
         print("\n".join([f"would make the sample in {profile.sample.folder}, then run", *(f"  {n}" for n in names)]))
         return 0
+    if data is not None and not data.is_dir():
+        raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
@@ -143,8 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.jobs is not None and given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: expected at least 1")
     if given.executor and not importlib.util.find_spec(f"snakemake_executor_plugin_{given.executor.replace('-', '_')}"):
-        plugin = f"{sys.executable} -m pip install snakemake-executor-plugin-{given.executor}"
-        parser.error(f"--executor {given.executor} needs Snakemake's plugin: {plugin}")
+        plugin = f".venv/bin/pip install snakemake-executor-plugin-{given.executor}"
+        parser.error(f"--executor {given.executor} needs Snakemake's plugin; {plugin}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     from utils.competition import DataError

@@ -10,12 +10,19 @@ from utils.files import read_json, replacing, shown, write_json
 from utils.regions import Regions
 
 FORMAT = 1
+LEVELS = 4095
+"""Probabilities are stored as whole multiples of 1 / LEVELS. 255 would do for the outlines of a bone, but not where two
+members are sure and disagree: there a fraction of a thousandth decides."""
+FLOOR = 0.005
+"""A class's region is the box of all probabilities above this."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One image's probabilities at network resolution, quantised to 1/255 and zero outside each class's region; size is
-    the full size (H, W)."""
+    """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, zero outside each class's region.
+
+    size: the full size (H, W).
+    """
 
     regions: Regions
     size: tuple[int, int]
@@ -51,7 +58,8 @@ class ProbabilityStore:
         """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W). NaN is refused."""
         if not np.isfinite(probabilities).all():
             raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
-        regions = Regions.from_dense(np.rint(probabilities * 255).astype(np.uint8))
+        codes = np.rint(probabilities * LEVELS).astype(np.uint16)
+        regions = Regions.from_dense(codes, floor=round(FLOOR * LEVELS))
         with replacing(self.path(image_name)) as temporary:
             np.savez_compressed(temporary, size=np.array(size), **regions.arrays())
 

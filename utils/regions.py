@@ -7,10 +7,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Regions:
-    """uint8 maps of all classes on one grid, each class only inside its bounding box.
+    """Maps of all classes on one grid, uint8 or uint16, each class only inside its bounding box.
 
     grid: (h, w) of the whole map. boxes: int32 (classes, 4), rows of top, left, height, width; 0, 0, 0, 0 for a class
-    that is zero everywhere. values: uint8, the boxes' contents row by row, class after class. 255 stands for 1.0.
+    that is zero everywhere. values: the boxes' contents row by row, class after class.
     """
 
     grid: tuple[int, int]
@@ -25,15 +25,17 @@ class Regions:
 
     @classmethod
     def from_patches(cls, grid: tuple[int, int], patches: list[tuple[np.ndarray, tuple[int, int]]]) -> "Regions":
-        """From one (uint8 (height, width), corner (top, left)) per class."""
+        """From one (patch (height, width), corner (top, left)) per class."""
         boxes = [(*corner, *patch.shape) if patch.size else (0, 0, 0, 0) for patch, corner in patches]
-        values = np.concatenate([np.zeros(0, np.uint8), *(patch.ravel() for patch, _ in patches)])
+        dtype = patches[0][0].dtype if patches else np.uint8
+        values = np.concatenate([np.zeros(0, dtype), *(patch.ravel() for patch, _ in patches)])
         return cls(grid, np.array(boxes, np.int32).reshape(-1, 4), values)
 
     @classmethod
-    def from_dense(cls, maps: np.ndarray) -> "Regions":
-        """From uint8 (classes, h, w); each box is the smallest that holds all non-zero values."""
-        rows, columns = maps.any(axis=2), maps.any(axis=1)
+    def from_dense(cls, maps: np.ndarray, floor: int = 0) -> "Regions":
+        """From (classes, h, w); each box is the smallest that holds all values above `floor`. Outside, they are lost."""
+        above = maps > floor
+        rows, columns = above.any(axis=2), above.any(axis=1)
         patches = []
         for number, plane in enumerate(maps):
             if not rows[number].any():
@@ -45,7 +47,7 @@ class Regions:
         return cls.from_patches(maps.shape[1:], patches)
 
     def patches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
-        """One (uint8 (height, width) view, corner (top, left)) per class."""
+        """One (view (height, width), corner (top, left)) per class."""
         ends = np.cumsum(self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3])
         found = []
         for (top, left, height, width), end in zip(self.boxes.tolist(), ends.tolist(), strict=True):
@@ -53,8 +55,8 @@ class Regions:
         return found
 
     def dense(self) -> np.ndarray:
-        """The whole maps, uint8 (classes, h, w)."""
-        maps = np.zeros((len(self.boxes), *self.grid), np.uint8)
+        """The whole maps, (classes, h, w)."""
+        maps = np.zeros((len(self.boxes), *self.grid), self.values.dtype)
         for plane, (patch, (top, left)) in zip(maps, self.patches(), strict=True):
             plane[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
         return maps

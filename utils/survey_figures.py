@@ -6,9 +6,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from utils.analysis import BINS, Survey, argmax_cost, class_statistics, correlations, describe_folds, overlap_table
+from utils.analysis import argmax_cost, class_statistics, correlations, describe_folds, overlap_table
 from utils.folds import BENT_DEGREES
 from utils.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, new_figure, readable
+from utils.survey import BINS, Survey
 
 SPLITS = {"train": PALETTE[5], "test": PALETTE[0]}
 SEXES = {"F": PALETTE[0], "M": PALETTE[5]}
@@ -51,22 +52,20 @@ def density_maps(found: Survey) -> Figure:
         ax.spines[:].set_visible(False)
         ax.set_title(name, fontsize=9, color=INK)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     bar.ax.tick_params(labelsize=8)
     bar.set_label("of the images", fontsize=9)
     return figure
 
 
 def overlap_matrix(found: Survey, least: float = 0.0005) -> Figure:
-    """Mean IoU of the classes that overlap with at least `least`, as a matrix; empty cells never overlap that much."""
+    """Mean IoU of the classes that overlap with at least `least`, as a matrix; the pairs in empty cells do not."""
     pairs = overlap_table(found)
-    pairs = pairs[pairs["iou"] >= least]
-    names = [name for name in found.classes if name in {*pairs["a"], *pairs["b"]}]
-    rows, columns = names[1:] or ["none"], names[:-1] or ["none"]
+    pairs = pairs[pairs["iou"] >= min(least, pairs["iou"].max())]
+    columns, rows = ([name for name in found.classes if name in set(pairs[side])] for side in "ab")
     matrix = np.full((len(rows), len(columns)), np.nan)
     for a, b, iou in zip(pairs["a"], pairs["b"], pairs["iou"], strict=True):
-        i, j = sorted((names.index(a), names.index(b)))
-        matrix[j - 1, i] = iou
+        matrix[rows.index(b), columns.index(a)] = iou
     side = 0.48 * max(len(rows), 4)
     figure, (ax,) = new_figure(side + 2.2, side + 1.0)
     drawn = ax.imshow(np.sqrt(matrix), cmap="YlOrRd", vmin=0)
