@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference
-from utils import ensemble, fullres, train
+from utils import ensemble, fullres, member, train
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.cache import Cache
 from utils.checkpoint import Config, load_checkpoint, read_config, save_checkpoint
@@ -56,7 +56,7 @@ def fit(data, folder, validation=4, stop_after=0, augmentation=None, config=None
     chosen = {"epochs": 2, "batch_size": 4, "lr": 2e-3} | options
     return train.fit(
         config,
-        train.Settings(**chosen),
+        member.Settings(**chosen),
         augmentation or Augmentation(),
         cache,
         names[validation:],
@@ -144,7 +144,7 @@ def test_fine_tuning_starts_from_an_earlier_member(data, tmp_path, trained):
     cache, names = data
     config = Config(classes=cache.classes, image_size=64, **THIN)
     options = {
-        "settings": train.Settings(epochs=1, lr=1e-12, ema_decay=0, weight_decay=0),
+        "settings": member.Settings(epochs=1, lr=1e-12, ema_decay=0, weight_decay=0),
         "augmentation": NO_AUGMENTATION,
     }
     result = train.fit(
@@ -174,19 +174,19 @@ def test_early_stopping(data, tmp_path):
 
 
 def test_a_diverging_loss_stops_with_advice(data, tmp_path):
-    with pytest.raises(train.TrainingError, match="smaller"):
+    with pytest.raises(member.TrainingError, match="smaller"):
         fit(data, tmp_path, lr=1e30, ema_decay=0.0, warmup_epochs=0.0)
 
 
 def test_learning_rate_warms_up_and_falls():
-    factors = [train.warmup_cosine(step, 10, 100) for step in range(101)]
+    factors = [member.warmup_cosine(step, 10, 100) for step in range(101)]
     assert factors[0] < factors[5] < factors[10] == max(factors) == 1.0
     assert np.all(np.diff(factors[10:]) <= 0) and factors[-1] == pytest.approx(0.01)
 
 
 def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match="optimizer"):
-        train.Settings(optimizer="sgd")
+        member.Settings(optimizer="sgd")
     assert choose_precision("auto", CPU) == "32-true" and choose_device("auto").type in ("cpu", "cuda")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="sees no GPU"):
@@ -305,7 +305,7 @@ def test_quantisation_hardly_changes_the_dice(tmp_path):
     assert abs(np.mean(differences)) < 1e-4
 
 
-def member(folder, model, fold, config):
+def voter(folder, model, fold, config):
     return ensemble.Member(
         model, fold, ProbabilityStore(folder / model / str(fold) / "oof"), ProbabilityStore(folder / "test"), config
     )
@@ -313,10 +313,10 @@ def member(folder, model, fold, config):
 
 def test_only_members_that_did_not_see_a_person_judge_it(data, tmp_path):
     cache, names = data
-    table = pd.DataFrame({"split": "train", "ID": [name for name in names], "image_name": names})
+    table = pd.DataFrame({"split": "train", "ID": list(names), "image_name": names})
     folds = assign_folds(table, 2)
     config = Config(classes=cache.classes, image_size=64, **THIN)
-    members = [member(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
+    members = [voter(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
     truth = {name: cache.read(name).label.dense() / np.float32(255) for name in names}
     for m in members:
         for row in folds[folds["fold"] == m.fold].itertuples():  # the own fold only: reading another's would fail
@@ -332,7 +332,7 @@ def test_only_members_that_did_not_see_a_person_judge_it(data, tmp_path):
 
 
 def test_weights_belong_to_named_models(tmp_path):
-    members = [member(tmp_path, model, 0, None) for model in ("a", "b")]
+    members = [voter(tmp_path, model, 0, None) for model in ("a", "b")]
     assert ensemble.model_weights(members, [], []) == {"a": 1.0, "b": 1.0}
     assert ensemble.model_weights(members, ["b", "a"], [3, 1]) == {"b": 3.0, "a": 1.0}
     for models, wrong in (([], [1]), (["a", "b"], [1]), (["a", "b"], [1, -1]), (["a", "b"], [0, 0])):

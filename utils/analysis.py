@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from utils.cache import make_entry
+from utils import fullres
+from utils.cache import RESAMPLE, make_entry
+from utils.metrics import dice_per_class
 from utils.survey import Survey
 
 
@@ -103,3 +105,21 @@ def picture_items(
         entry = make_entry(row.image, row.annotation, classes, (image_size, image_size))
         items.append((title, entry.image, entry.truth, entry.size))
     return items
+
+
+def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int]) -> pd.DataFrame:
+    """What labels alone keep: mean Dice between the true masks and their labels at a network's resolution, upsampled
+    bilinearly and cut at 0.5. A row per resolution (side, pixels), a column per way of resampling (`cache.RESAMPLE`).
+
+    No network trained on labels can score better than what they keep, but by luck. `images`: annotated index rows.
+    """
+    kept: dict[str, dict[int, float]] = {way: {} for way in RESAMPLE}
+    for way in RESAMPLE:
+        for side in sorted(set(sizes)):
+            scores = []
+            for row in images.itertuples():
+                entry = make_entry(row.image, row.annotation, classes, (side, side), way)
+                masks = fullres.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5)
+                scores.append(dice_per_class(masks, entry.truth).mean())
+            kept[way][side] = float(np.mean(scores))
+    return pd.DataFrame(kept).rename_axis("pixels")

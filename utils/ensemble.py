@@ -147,9 +147,11 @@ def out_of_fold_dice(
 @dataclass(frozen=True)
 class Thresholds:
     """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
-    got from the other folds: the honest figure, because thresholds overfit easily."""
+    got from the other folds: the honest figure, because thresholds overfit easily. curve: Dice, thresholds × classes.
+    """
 
     best: list[float]
+    curve: pd.DataFrame
     fixed: float
     tuned: float
 
@@ -169,7 +171,8 @@ def choose_thresholds(
         choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
         crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
-    return Thresholds(best, mean_dice(tables[at_fixed]), float(crossed.mean()))
+    curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
+    return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
 
 
 def model_weights(members: Sequence[Member], models: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

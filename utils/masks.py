@@ -34,8 +34,8 @@ def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.n
 def cell_sums(values: np.ndarray, start: int, size: int, cells: int) -> tuple[np.ndarray, int]:
     """Mean of each grid cell along the first axis, cells that `values` does not reach left out: (cells, …), first cell.
 
-    `values` float32 (n, …) are the pixels from `start` on, all others are 0. `size` pixels are divided into `cells` equal
-    intervals; cell i covers [i · size / cells, (i + 1) · size / cells), whole pixels or not.
+    `values` float32 (n, …) are the pixels from `start` on, all others are 0. `size` pixels are divided into `cells`
+    equal intervals; cell i covers [i · size / cells, (i + 1) · size / cells), whole pixels or not.
     """
     step = size / cells
     first, last = int(start / step), min(int(np.ceil((start + len(values)) / step)), cells)
@@ -70,8 +70,9 @@ def nearest(
     Same arguments and result as `coverage`, values 0 and 255. Cell i takes pixel ⌊i · size / cells⌋, its upper left
     one, so labels move by half a source step. Only the official baseline uses it.
     """
+    # the reciprocal of a reciprocal, because OpenCV rounds so
     pixels = [
-        (np.arange(n) * (full / n)).astype(int) - start for n, full, start in zip(grid, size, corner, strict=True)
+        (np.arange(n) * (1 / (n / full))).astype(int) - start for n, full, start in zip(grid, size, corner, strict=True)
     ]
     cells = [np.flatnonzero((p >= 0) & (p < length)) for p, length in zip(pixels, mask.shape, strict=True)]
     if not (len(cells[0]) and len(cells[1])):

@@ -8,7 +8,7 @@ from utils import rle
 
 def dice_per_class(predicted: list[str], truth: list[str]) -> np.ndarray:
     """The competition's Dice of each class of one image, float64 (classes,), from two lists of RLE strings."""
-    return np.array([rle.dice(a, b) for a, b in zip(predicted, truth, strict=True)])
+    return rle.dice_column(predicted, truth)
 
 
 def dice_table(rows: dict[str, np.ndarray], classes: list[str]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ FLOOR = 0.005
 
 @dataclass(frozen=True)
 class Stored:
-    """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, zero outside each class's region.
+    """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, 0 outside each class's region.
 
     size: the full size (H, W).
     """

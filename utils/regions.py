@@ -33,7 +33,7 @@ class Regions:
 
     @classmethod
     def from_dense(cls, maps: np.ndarray, floor: int = 0) -> "Regions":
-        """From (classes, h, w); each box is the smallest that holds all values above `floor`. Outside, they are lost."""
+        """From (classes, h, w); each box is the smallest with all values above `floor`. Outside, they are lost."""
         above = maps > floor
         rows, columns = above.any(axis=2), above.any(axis=1)
         patches = []
