@@ -67,7 +67,8 @@ make_environment() {
 }
 
 install() {
-    "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || make_environment
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || make_environment
+    "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null # uv's environments come without
     local wanted stamp=$root/.venv/requirements.sha256
     wanted=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' \
         "$root/requirements.txt")

@@ -165,7 +165,7 @@ def test_losses_follow_their_formulas():
 
 @pytest.mark.parametrize("name", ["bce_dcie", "2*", "x*bce", "-1*bce", "bce +", ""])
 def test_unknown_losses_are_refused(name):
-    with pytest.raises(ValueError, match="expected one of bce_dice"):
+    with pytest.raises(ValueError, match="Expected one of bce_dice"):
         build_loss(name)
 
 

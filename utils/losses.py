@@ -1,5 +1,6 @@
 """Losses by name for overlapping classes, on logits and soft labels: one, or a sum such as "0.7*bce + 0.3*dice"."""
 
+import difflib
 from collections.abc import Callable
 
 import torch
@@ -61,10 +62,11 @@ def build_loss(name: str) -> WeightedSum:
         except ValueError:
             factor = float("nan")
         if loss.strip() not in LOSSES or not 0 < factor < float("inf"):
-            known = ", ".join(["bce_dice", *LOSSES])
+            known = ["bce_dice", *LOSSES]
+            near = difflib.get_close_matches(loss.strip(), known, n=1, cutoff=0)
             raise ValueError(
-                f"loss {name!r}: can't read {part.strip()!r}; expected one of {known}, "
-                "or a sum such as '0.7*bce + 0.3*dice'"
+                f"loss {name!r}: can't read {part.strip()!r}, did you mean {''.join(near)!r}? Expected one of "
+                f"{', '.join(known)}, or a sum such as '0.7*bce + 0.3*dice'"
             )
         terms.append((factor, loss.strip()))
     return WeightedSum(terms)

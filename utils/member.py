@@ -60,7 +60,8 @@ class Settings:
     start_from_prior: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse names that are not known."""
+        """Refuse names that are not known, before any data is read."""
+        build_loss(self.loss)
         for name, known in (
             ("optimizer", ("adamw", "adam")),
             ("schedule", ("cosine", "constant")),
@@ -104,10 +105,6 @@ class Member(L.LightningModule):
         """The network that is validated and saved: the averaged one where there is one."""
         return self.average.module if self.average is not None else self.model
 
-    def logits(self, network: PaddedModel, image: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, h, w) of uint8 images (N, 1 or 3, h, w)."""
-        return network(normalise(image, self.config.mean, self.config.std))
-
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock and losses."""
         self.losses, self.started = [], time.monotonic()
@@ -116,7 +113,8 @@ class Member(L.LightningModule):
         """The loss of one batch; what torch draws in it (dropout) derives from (seed, epoch, batch)."""
         draw = np.random.SeedSequence((self.settings.seed, self.current_epoch, index))
         torch.manual_seed(int(draw.generate_state(1)[0]))
-        loss = self.loss(self.logits(self.model, batch["image"]), batch["label"].float() / 255)
+        image = normalise(batch["image"], self.config.mean, self.config.std)
+        loss = self.model.training_loss(image, batch["label"].float() / 255, self.loss)
         self.losses.append(loss.detach())
         if index % 50 == 49:
             self._mean_loss()  # not every step: reading a value makes a GPU wait
@@ -135,7 +133,7 @@ class Member(L.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         """Full-size Dice of each image: sigmoid at network resolution, bilinear upsampling, threshold."""
-        logits = self.logits(self.validated_model(), batch["image"])
+        logits = self.validated_model()(normalise(batch["image"], self.config.mean, self.config.std))
         scores, limit = to_scores(logits, self.settings.threshold, self.settings.upsample)
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
             entry = self.cache.read(self.names[number])

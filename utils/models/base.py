@@ -1,6 +1,7 @@
 """What every model shares: any input size, logits out, and errors that name what would work."""
 
 import difflib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ def unknown(kind: str, name: str, known: list[str]) -> ModelError:
 class PaddedModel(nn.Module):
     """Runs `network` at any input size: pads right and below to a multiple of `multiple`, crops the logits back.
 
-    Forward: float (N, 3, H, W) to logits (N, classes, H, W).
+    Forward: float (N, 3, H, W) to logits (N, classes, H, W), in training too. A network with auxiliary outputs or a loss
+    of its own has a method `training_loss(image, label, loss)`; everything else trains on its logits.
     """
 
     def __init__(self, network: nn.Module, multiple: int):
@@ -32,10 +34,19 @@ class PaddedModel(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits at the size of the input."""
         height, width = image.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        if below or right:
-            image = F.pad(image, (0, right, 0, below), mode="replicate")
-        return self.network(image)[..., :height, :width]
+        return self.network(self._pad(image, "replicate"))[..., :height, :width]
+
+    def training_loss(
+        self, image: torch.Tensor, label: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """The scalar to minimise: image float (N, 3, H, W), label float (N, classes, H, W) in [0, 1], loss of logits."""
+        if hasattr(self.network, "training_loss"):
+            return self.network.training_loss(self._pad(image, "replicate"), self._pad(label, "constant"), loss)
+        return loss(self(image), label)
+
+    def _pad(self, maps: torch.Tensor, mode: str) -> torch.Tensor:
+        below, right = -maps.shape[-2] % self.multiple, -maps.shape[-1] % self.multiple
+        return F.pad(maps, (0, right, 0, below), mode=mode) if below or right else maps
 
 
 def start_from_prior(model: nn.Module, prior: torch.Tensor) -> None:

@@ -1,0 +1,155 @@
+"""Every notebook, executed by papermill on a tiny sample, as a person types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from utils.files import ROOT, read_json
+from utils.submission import check
+
+PAPERMILL = Path(sys.executable).with_name("papermill")
+QUICK = {
+    "image_size": 64,
+    "epochs": 1,
+    "n_folds": 3,
+    "architecture": "deeplabv3plus",
+    "encoder": "tu-mobilenetv3_small_050",
+}
+
+
+def papermill(notebook, output, cwd=ROOT, **parameters):
+    """Run `papermill` in a shell's way; the finished process."""
+    given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
+    path = notebook if cwd != ROOT else f"notebooks/{notebook}"
+    command = [PAPERMILL, path, output, "--no-progress-bar", *given]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def outputs(path):
+    """All text that an executed notebook shows."""
+    cells = nbformat.read(path, as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", [])]
+    return "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/plain", "")) for o in shown)
+
+
+def pictures(path):
+    """Number of pictures in an executed notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return sum("image/png" in o.get("data", {}) for cell in cells for o in cell.get("outputs", []))
+
+
+@pytest.fixture(scope="module")
+def run(sample, tmp_path_factory):
+    """A run's folder in which 01, 02, 03 (twice), 04 (twice) and 05 were executed in turn."""
+    folder = tmp_path_factory.mktemp("run")
+    common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
+    steps = [
+        ("01_eda", {"examples": 2}),
+        ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4}),
+        *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1)),
+        *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1)),
+        ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
+    ]
+    for name, parameters in steps:
+        output = folder / f"{name}-{parameters.get('fold', 0)}.ipynb"
+        finished = papermill(f"{name}.ipynb", output, **(common | parameters))
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("step", "keys"),
+    [
+        ("01_eda", {"multi_label"}),
+        ("02_baseline_fcn", {"val_dice", "test_dice", "submission"}),
+        ("03_train/thin/fold0", {"val_dice", "model", "fold"}),
+        ("03_train/thin/fold1", {"val_dice", "model", "fold"}),
+        ("04_inference_tta/thin/fold0", {"oof_dice", "test_dice"}),
+        ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
+        ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
+    ],
+)
+def test_every_step_leaves_metrics_and_pictures(run, step, keys):
+    metrics = read_json(run / step / "metrics.json")
+    assert keys | {"step", "minutes", "parameters"} <= metrics.keys() and metrics["step"] == step.split("/")[0]
+    drawn = list((run / step).glob("*.png"))
+    assert drawn and all(path.stat().st_size > 3000 for path in drawn)
+    assert all(0 <= metrics[k] <= 1 for k in keys if k.endswith("_dice"))
+
+
+@pytest.mark.parametrize("step", ["02_baseline_fcn", "05_ensemble"])
+def test_submissions_pass_the_check(run, sample, step):
+    assert check(run / step / "submission.csv", sample) == []
+    assert read_json(run / step / "submission.json")["submission"].endswith("submission.csv")
+
+
+def test_the_notebooks_tell_their_findings(run):
+    assert "wrist" in outputs(run / "01_eda-0.ipynb") and pictures(run / "01_eda-0.ipynb") >= 8
+    assert "best validation Dice" in outputs(run / "03_train-0.ipynb") and pictures(run / "03_train-0.ipynb") >= 4
+    assert "out-of-fold Dice" in outputs(run / "04_inference_tta-0.ipynb")
+    assert "complete and in order" in outputs(run / "05_ensemble-0.ipynb")
+
+
+def test_out_of_fold_scores_are_those_of_the_folds(run):
+    folds = pd.read_csv(run / "folds.csv")
+    for fold in (0, 1):
+        stored = {p.name.removesuffix(".npz") for p in (run / f"04_inference_tta/thin/fold{fold}/oof").glob("*.npz")}
+        assert stored == set(folds.loc[folds["fold"] == fold, "image_name"])
+    ensemble = read_json(run / "05_ensemble" / "metrics.json")
+    single = [read_json(run / f"04_inference_tta/thin/fold{fold}/metrics.json")["oof_dice"] for fold in (0, 1)]
+    sizes = folds["fold"].value_counts()
+    mean = (single[0] * sizes[0] + single[1] * sizes[1]) / (sizes[0] + sizes[1])
+    assert ensemble["models"]["thin"]["oof_dice"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_papermill_inside_notebooks_and_earlier_steps_run_by_themselves(sample, tmp_path):
+    run = tmp_path / "run"
+    finished = papermill(
+        "04_inference_tta.ipynb",
+        tmp_path / "04.ipynb",
+        cwd=ROOT / "notebooks",
+        data_dir=sample,
+        output_dir=run,
+        model="none",
+    )
+    assert finished.returncode != 0 and "no model 'none'" in finished.stderr
+    earlier = papermill(
+        "03_train.ipynb", tmp_path / "03.ipynb", cwd=ROOT / "notebooks", data_dir=sample, output_dir=run, **QUICK
+    )
+    assert earlier.returncode == 0, earlier.stderr[-3000:]
+    finished = papermill(
+        "05_ensemble.ipynb", tmp_path / "05.ipynb", data_dir=sample, output_dir=run, n_folds=3, examples=1
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "running notebooks/04_inference_tta.ipynb first" in outputs(tmp_path / "05.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "nearest"),
+    [
+        ("epoch", "3", "epochs"),
+        ("fold", "first", "fold"),
+        ("architecture", "unetplusplusplus", "unetplusplus"),
+        ("loss", "bce_dcie", "bce_dice"),
+    ],
+)
+def test_a_wrong_parameter_stops_the_run_and_names_the_nearest(tmp_path, parameter, value, nearest):
+    finished = papermill("03_train.ipynb", tmp_path / "out.ipynb", data_dir=tmp_path / "nothing", **{parameter: value})
+    assert finished.returncode != 0
+    error = finished.stderr.split("Error")[-1] if parameter == "loss" else finished.stderr
+    assert nearest in error and "no such data folder" not in finished.stderr
+
+
+def test_help_explains_every_parameter():
+    finished = subprocess.run(
+        [PAPERMILL, "--help-notebook", "notebooks/03_train.ipynb"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    declared = json.loads((ROOT / "notebooks" / "03_train.ipynb").read_text())["cells"][1]["source"]
+    for line in declared:
+        name, _, help_text = line.partition("#")
+        assert name.split(":")[0] in finished.stdout and help_text.strip()[:30] in finished.stdout.replace("\n", " ")
