@@ -22,8 +22,8 @@ def unknown(kind: str, name: str, known: list[str]) -> ModelError:
 class PaddedModel(nn.Module):
     """Runs `network` at any input size: pads right and below to a multiple of `multiple`, crops the logits back.
 
-    Forward: float (N, 3, H, W) to logits (N, classes, H, W), in training too. A network with auxiliary outputs or a loss
-    of its own has a method `training_loss(image, label, loss)`; everything else trains on its logits.
+    Forward: float (N, 3, H, W) to logits (N, classes, H, W), in training too. A network with auxiliary outputs or a
+    loss of its own has a method `training_loss(image, label, loss)`; everything else trains on its logits.
     """
 
     def __init__(self, network: nn.Module, multiple: int):
@@ -39,7 +39,7 @@ class PaddedModel(nn.Module):
     def training_loss(
         self, image: torch.Tensor, label: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """The scalar to minimise: image float (N, 3, H, W), label float (N, classes, H, W) in [0, 1], loss of logits."""
+        """The scalar to minimise; image float (N, 3, H, W), label float (N, classes, H, W) in [0, 1]."""
         if hasattr(self.network, "training_loss"):
             return self.network.training_loss(self._pad(image, "replicate"), self._pad(label, "constant"), loss)
         return loss(self(image), label)
