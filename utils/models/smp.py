@@ -10,7 +10,9 @@ from utils.models.base import ModelError, PaddedModel, unknown
 from utils.models.weights import check_hub, load_encoder
 
 DECODERS: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
-DEFAULT_ENCODER = "resnet34"
+DEFAULT_ENCODER = "tu-mobilenetv3_small_100"
+"""Small, so that every decoder can be tried on a CPU; the few decoders below need another one."""
+DEFAULT_ENCODERS = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
 """Decoders that ask the encoder for an output stride below 32, which these timm families can't give:"""
 UNDILATED = ("tu-hrnet", "tu-swin", "tu-pvt", "tu-maxvit", "tu-convnext", "tu-mobilevit", "mit_b", "tu-efficientvit")
@@ -26,7 +28,7 @@ def build(
 
     `options` are the decoder's own (`decoder_channels`, …); an unknown one is refused with the list of those there are.
     """
-    encoder = encoder or DEFAULT_ENCODER
+    encoder = encoder or DEFAULT_ENCODERS.get(name, DEFAULT_ENCODER)
     check_encoder(name, encoder)
     decoder = DECODERS[name]
     known = [
