@@ -1,182 +1,42 @@
-"""Benchmarks: each of our steps beside its plain reference, in one run: `python tests/bench.py [words of a name]`.
+"""Benchmarks: each of our steps beside its plain reference, in one run: `bash tests/run.sh bench [words of a name]`.
 
-Prints a table. Without arguments it also writes outputs/benchmarks.json, a list of {"name", "ours_s", "reference_s",
+Prints a table. Without words it also writes outputs/benchmarks.json, a list of {"name", "ours_s", "reference_s",
 "ratio", "note"}; reference_s and ratio are null where a step is measured alone. To add benchmarks, append a function
 that returns rows to BENCHMARKS.
 """
 
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
-import numpy as np
-import pandas as pd
-import reference
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import fullres, rle, submission  # noqa: E402
-from utils.competition import HAND_BONES  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from tests import bench_masks, bench_training
+from utils.files import ROOT, write_json
 
-SIZE = (2048, 2048)
-AREAS = np.geomspace(3_900, 75_000, len(HAND_BONES))
-"""Pixels of the bones at full size, from the smallest finger tip to the radius."""
-
-
-def seconds(step: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    step()
-    return time.perf_counter() - begin
-
-
-def side_by_side(
-    name: str,
-    ours: Callable[[], object],
-    plain: Callable[[], object] | None = None,
-    repeats: int = 5,
-    times: float = 1,
-    note: str = "",
-) -> dict:
-    """One row: medians of `repeats` turns of both, after one to warm up; `plain` does 1/`times` of the work."""
-    pairs = [(seconds(ours), seconds(plain) * times if plain else None) for _ in range(repeats + (repeats > 1))]
-    turns = pairs[repeats > 1 :]
-    ours_s = median(turn[0] for turn in turns)
-    reference_s = median(turn[1] for turn in turns) if plain else None
-    ratio = reference_s / ours_s if plain else None
-    return {"name": name, "ours_s": ours_s, "reference_s": reference_s, "ratio": ratio, "note": note}
-
-
-def bone_shapes(rng: np.random.Generator, areas: np.ndarray = AREAS) -> np.ndarray:
-    """One ellipse for each area: centre y and x, half axes, angle; float (bones, 5) in pixels of SIZE and radians."""
-    long = np.sqrt(areas / np.pi * rng.uniform(1, 3, len(areas)))
-    centres = rng.uniform(0.2, 0.8, (len(areas), 2)) * SIZE
-    return np.column_stack([centres, long, areas / np.pi / long, rng.uniform(0, np.pi, len(areas))])
-
-
-def bone_logits(rng: np.random.Generator, shapes: np.ndarray, grid: int = 512) -> np.ndarray:
-    """Logits float32 (bones, grid, grid) as a trained model gives them: -8 … 8, steep at the outline, noisy."""
-    y, x = (np.mgrid[:grid, :grid] + 0.5) * SIZE[0] / grid - 0.5
-    logits = np.empty((len(shapes), grid, grid), np.float32)
-    for plane, (cy, cx, a, b, angle) in zip(logits, shapes, strict=True):
-        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / a
-        v = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) / b
-        plane[:] = np.clip((1 - np.hypot(u, v)) * np.sqrt(a * b) / 4, -8, 8)
-    return logits + rng.normal(0, 0.2, logits.shape).astype(np.float32)
-
-
-def ellipse_rle(shape: np.ndarray) -> str:
-    """The RLE string of an upright ellipse, row by row, without its pixels."""
-    cy, cx, a, b, _ = shape
-    y = np.arange(int(np.ceil(cy - a)), int(np.floor(cy + a)) + 1)
-    half = b * np.sqrt(np.clip(1 - ((y - cy) / a) ** 2, 0, None))
-    starts, ends = (y * SIZE[1] + np.rint(cx + side).astype(int) for side in (-half, half))
-    return rle.to_string(starts, ends + 1)
-
-
-def bone_submission(path: Path, seed: int, images: int = 288) -> Path:
-    """A submission of `images` × 29 masks, similar but not equal for different seeds."""
-    rng, jitter = np.random.default_rng(0), np.random.default_rng(seed)
-    rows = []
-    for number in range(images):
-        for label, shape in zip(HAND_BONES, bone_shapes(rng), strict=True):
-            rows.append(
-                (f"image{number:04}.png", label, ellipse_rle(shape + np.append(jitter.normal(0, 3, 2), [0, 0, 0])))
-            )
-    submission.write(pd.DataFrame(rows, columns=submission.COLUMNS), path)
-    return path
-
-
-def full_size() -> list[dict]:
-    """From a network's logits to masks and to Dice, at full size."""
-    rng = np.random.default_rng(0)
-    shapes = bone_shapes(rng)
-    logits = bone_logits(rng, shapes)
-    truth = reference.upsample(bone_logits(rng, shapes), SIZE) > 0
-    truth_rles = [rle.encode(mask) for mask in truth]
-    same = sum(
-        a == b
-        for a, b in zip(fullres.encode_masks(logits, SIZE, 0), reference.logits_to_rle(logits, SIZE), strict=True)
-    )
-    noise = rng.normal(size=logits.shape).astype(np.float32)
-    return [
-        side_by_side(
-            "29 × 512² logits to RLE at 2048²",
-            lambda: fullres.encode_masks(logits, SIZE, 0),
-            lambda: reference.logits_to_rle(logits, SIZE),
-            repeats=9,
-            note=f"{same} of {len(logits)} strings identical",
-        ),
-        side_by_side(
-            "full-size validation of an image",
-            lambda: rle.dice_column(fullres.encode_masks(logits, SIZE, 0), truth_rles),
-            lambda: reference.validate(logits, truth),
-            repeats=9,
-            note="logits to Dice of 29 classes, truth in memory on both sides",
-        ),
-        side_by_side(
-            "the same logits to RLE, pure noise",
-            lambda: fullres.encode_masks(noise, SIZE, 0),
-            lambda: reference.logits_to_rle(noise, SIZE),
-            repeats=1,
-            note="worst case: every pixel near the threshold",
-        ),
-    ]
-
-
-def submission_files() -> list[dict]:
-    """Vote, score and diff of 8,352 rows as commands, start-up included; the references do 58 of the rows."""
-    sample, times = 2 * len(HAND_BONES), 288 / 2
-
-    def command(*arguments: str | Path) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "utils.submission", *arguments], cwd=ROOT, check=True, capture_output=True
-        )
-
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [bone_submission(Path(folder, f"{seed}.csv"), seed) for seed in range(6)]
-        columns = [submission.read(path)["rle"].tolist()[:sample] for path in paths]
-
-        def decode_and_compare() -> None:
-            for a, b in zip(*columns[:2], strict=True):
-                reference.dice(reference.decode(a, SIZE), reference.decode(b, SIZE))
-
-        def decode_and_add() -> None:
-            for rles in zip(*columns, strict=True):
-                reference.vote(rles, SIZE, 4)
-
-        out = Path(folder, "vote.csv")
-        note = f"command with start-up; reference timed on {sample} of 8,352 rows"
-        six = [*paths, "--out", out]
-        return [
-            side_by_side("vote of six CSVs", lambda: command("vote", *six), decode_and_add, 3, times, note),
-            side_by_side(
-                "score of 8,352 rows", lambda: command("score", *paths[:2]), decode_and_compare, 3, times, note
-            ),
-            side_by_side("diff of 8,352 rows", lambda: command("diff", *paths[:2]), decode_and_compare, 3, times, note),
-        ]
-
-
-BENCHMARKS = [full_size, submission_files]
+BENCHMARKS = [
+    bench_masks.full_size,
+    bench_training.training_samples,
+    bench_training.cache_building,
+    bench_training.stored_probabilities,
+    bench_training.fed_steps,
+    bench_masks.submission_files,
+]
 
 
 def main(words: list[str]) -> None:
+    """Run the benchmarks whose names hold one of the words, or all."""
     torch.set_num_threads(2)
     rows = []
-    print(f"{'what':<40}{'ours s':>10}{'reference s':>13}{'ratio':>8}   note")
+    print(f"{'what':<50}{'ours s':>10}{'reference s':>13}{'ratio':>8}   note")
     for benchmark in BENCHMARKS:
         if words and not any(word in benchmark.__name__ for word in words):
             continue
         for row in benchmark():
             numbers = (row["ours_s"], row["reference_s"], row["ratio"])
             shown = [f"{x:.4g}" if x is not None else "-" for x in numbers]
-            print(f"{row['name']:<40}{shown[0]:>10}{shown[1]:>13}{shown[2]:>8}   {row['note']}", flush=True)
+            print(f"{row['name']:<50}{shown[0]:>10}{shown[1]:>13}{shown[2]:>8}   {row['note']}", flush=True)
             rows.append(row)
     if not words:
         write_json(ROOT / "outputs/benchmarks.json", rows)

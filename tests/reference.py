@@ -5,6 +5,8 @@ Nothing here is fast or saves memory, and nothing outside the tests imports it.
 
 from collections.abc import Sequence
 
+import albumentations as A
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,3 +72,29 @@ def vote(rles: Sequence[str], size: tuple[int, int], min_votes: int) -> str:
     for rle in rles:
         total += decode(rle, size)
     return encode(total >= min_votes)
+
+
+def training_sample(image_path: str, polygons: dict[str, list[np.ndarray]], transforms: A.Compose) -> tuple:
+    """The baseline's `__getitem__`: float tensors image (3, h, w) and label (classes, h, w).
+
+    The PNG decoded, every class drawn at full size, image and 29-channel label through albumentations, which also does
+    the resizing (labels by nearest neighbour).
+    """
+    image = cv2.imread(image_path)
+    label = np.zeros((*image.shape[:2], len(polygons)), dtype=np.uint8)
+    for channel, shapes in enumerate(polygons.values()):
+        class_label = np.zeros(image.shape[:2], dtype=np.uint8)
+        cv2.fillPoly(class_label, shapes, 1)
+        label[..., channel] = class_label
+    result = transforms(image=image, mask=label)
+    image, label = result["image"] / 255.0, result["mask"]
+    return torch.from_numpy(image.transpose(2, 0, 1)).float(), torch.from_numpy(label.transpose(2, 0, 1)).float()
+
+
+def soft_vote(members: Sequence[np.ndarray], size: tuple[int, int], threshold: float) -> list[str]:
+    """The plain soft vote: every member's probabilities (C, h, w) to full size in float32, averaged, cut, encoded."""
+    total = upsample(members[0], size)
+    for maps in members[1:]:
+        total += upsample(maps, size)
+    total /= len(members)
+    return [encode(mask) for mask in total > threshold]

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import reference
 from utils import fullres, rle
 
 LENGTHS = st.integers(1, 40)

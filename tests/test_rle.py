@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests import reference
 from utils import rle
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))

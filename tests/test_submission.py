@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import reference
 from PIL import Image
 
+from tests import reference
 from utils import rle, submission
 from utils.competition import DataError
 
