@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from utils.masks import coverage, draw, draw_region, nearest, shrink
+from utils.fullres import upsample_region
+from utils.masks import coverage, draw, draw_region, nearest, shrink, soft_label
 from utils.regions import Regions
 
 points = st.lists(st.tuples(st.integers(-20, 70), st.integers(-20, 70)), min_size=3, max_size=8)
@@ -46,6 +47,18 @@ def test_coverage_keeps_the_area_at_any_scale(shapes, size, grid):
     region, corner = draw_region(shapes, size)
     small = full(*coverage(region, corner, size, grid), grid) / 255
     assert small.mean() == pytest.approx(full(region, corner, size).mean(), abs=0.5 / 255 + 1e-6)
+
+
+@given(st.integers(20, 100), st.booleans())
+def test_a_straight_edge_comes_back_where_it_was(edge, across):
+    size, grid = (160, 160), (20, 20)
+    mask = np.zeros(size, bool)
+    mask[:, :edge] = True
+    mask = mask if across else mask.T
+    label, place = soft_label(mask, (0, 0), size, grid)
+    upsampled = upsample_region(full(label, place, grid) / np.float32(255), (0, 0), grid, size, (0, 0, *size))
+    line = (upsampled > 0.5)[80] if across else (upsampled > 0.5)[:, 80]
+    assert abs(line.sum() - edge) <= 0.5 + 1e-6  # of 8 pixels a cell
 
 
 @given(polygons, sizes, st.tuples(st.integers(1, 60), st.integers(1, 60)))

@@ -17,13 +17,14 @@ from filelock import FileLock
 from utils import fullres
 from utils.competition import DataError, read_annotation
 from utils.files import replacing
-from utils.masks import coverage, draw_region, nearest, shrink
+from utils.masks import coverage, draw_region, nearest, shrink, soft_label
 from utils.regions import Regions
 
-RESAMPLE = {"coverage": coverage, "nearest": nearest}
-"""How labels reach the network's resolution; nearest is the official baseline's way and loses half a pixel."""
+RESAMPLE = {"soft": soft_label, "coverage": coverage, "nearest": nearest}
+"""How labels reach the network's resolution: `soft` everywhere; the official baseline takes `nearest`, which loses half
+a pixel; plain `coverage` is there to compare with."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the meaning of a cached file changes; older files are then made again."""
 
 
@@ -31,7 +32,7 @@ FORMAT = 1
 class Entry:
     """One cached image. image: uint8 (h, w), or (h, w, 3) RGB for a coloured one. size: (H, W) of the original.
 
-    label: soft labels, each class's area coverage at (h, w); truth: its full-size RLE per class. Both are None in the
+    label: soft labels of each class at (h, w); truth: its full-size RLE per class. Both are None in the
     test split.
     """
 
@@ -52,9 +53,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return blue if np.array_equal(blue, green) and np.array_equal(green, red) else cv2.merge((red, green, blue))
 
 
-def make_entry(
-    image: str, annotation: str, classes: list[str], grid: tuple[int, int], labels: str = "coverage"
-) -> Entry:
+def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int, int], labels: str = "soft") -> Entry:
     """Decode one image and, unless `annotation` is "", draw its full-size masks and their labels on `grid` (h, w)."""
     pixels = read_image(image)
     size = pixels.shape[:2]
@@ -75,11 +74,11 @@ class Cache:
     """
 
     def __init__(
-        self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int, labels: str = "coverage"
+        self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int, labels: str = "soft"
     ):
         self.grid = (image_size, image_size)
         self.labels = labels
-        self.folder = Path(folder) / (str(image_size) if labels == "coverage" else f"{image_size}-{labels}")
+        self.folder = Path(folder) / (str(image_size) if labels == "soft" else f"{image_size}-{labels}")
         self.classes = classes
         self.sources = {row.image_name: (row.image, row.annotation) for row in table.itertuples()}
 

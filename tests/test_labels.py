@@ -1,0 +1,60 @@
+"""Labels at network resolution against the full-size masks of 2048 × 2048 radiographs, on which all scores rest."""
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import fullres
+from utils.augment import affine, flip, paste, transform_matrix
+from utils.cache import make_entry
+from utils.competition import HAND_BONES, read_annotation, read_index
+from utils.masks import draw
+from utils.metrics import dice_per_class
+from utils.rle import encode
+from utils.sample import make_sample
+
+CLASSES = list(HAND_BONES)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = make_sample(tmp_path_factory.mktemp("full") / "sample", train_people=2, test_people=1, image_size=2048)
+    return [row for row in read_index(folder).itertuples() if row.annotation]
+
+
+def kept(label, size, truth):
+    """Mean Dice of a label uint8 (classes, h, w), upsampled and cut at one half, against the true masks."""
+    return dice_per_class(fullres.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
+
+
+@pytest.mark.parametrize(("side", "goal"), [(256, 0.990), (512, 0.995), (1024, 0.998)])
+def test_labels_keep_the_full_size_masks(rows, side, goal):
+    entries = [make_entry(row.image, row.annotation, CLASSES, (side, side)) for row in rows]
+    assert np.mean([kept(e.label.dense(), e.size, e.truth) for e in entries]) >= goal
+
+
+def test_flipped_labels_keep_the_flipped_masks(rows):
+    for row in rows[:2]:
+        entry = make_entry(row.image, row.annotation, CLASSES, (512, 512))
+        label = paste(flip(entry.image, entry.label.patches())[1], (512, 512))
+        shapes = read_annotation(row.annotation, CLASSES)
+        flipped = [encode(draw(shapes[name], entry.size)[:, ::-1]) for name in CLASSES]
+        plain = kept(entry.label.dense(), entry.size, entry.truth)
+        assert kept(label, entry.size, flipped) == pytest.approx(plain, abs=1e-6)
+
+
+@pytest.mark.parametrize(("angle", "scale", "shift"), [(12, 0.93, (7, -4)), (-15, 1.1, (-9, 11))])
+def test_moved_labels_keep_the_moved_masks(rows, angle, scale, shift):
+    scores = []
+    for row in rows[:3]:
+        entry = make_entry(row.image, row.annotation, CLASSES, (512, 512))
+        matrix = transform_matrix((512, 512), angle, scale, shift)
+        label = paste(affine(entry.image, entry.label.patches(), matrix)[1], (512, 512))
+        step = entry.size[0] / 512  # the same motion in full-size pixels, whose centres lie at (p + 0.5) · step - 0.5
+        full = matrix.copy()
+        full[:, 2] = matrix[:, 2] * step + (step - 1) / 2 * (1 - matrix[:, :2].sum(1))
+        shapes = read_annotation(row.annotation, CLASSES)
+        masks = [draw(shapes[name], entry.size).astype(np.uint8) * 255 for name in CLASSES]
+        moved = [encode(cv2.warpAffine(mask, full, entry.size[::-1], flags=cv2.INTER_LINEAR) > 127) for mask in masks]
+        scores.append(kept(label, entry.size, moved))
+    assert np.mean(scores) >= 0.993
