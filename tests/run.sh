@@ -8,4 +8,5 @@ if [ "${1:-}" = bench ]; then
     shift
     exec .venv/bin/python tests/bench.py "$@"
 fi
-exec .venv/bin/python -m pytest tests -q --durations=10 "$@"
+export OMP_NUM_THREADS=1 # a core for every worker
+exec .venv/bin/python -m pytest tests -q --durations=10 -n auto --dist loadfile "$@"

@@ -13,9 +13,9 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from fake_run import FakeRun, make_data
 from filelock import FileLock
 
+from tests.fake_run import FakeRun, make_data
 from utils import profile, runfolder
 from utils.files import ROOT, read_json, write_json
 from utils.leaderboard import as_text, read_leaderboard, show_leaderboard
