@@ -3,7 +3,23 @@
 import inspect
 from collections.abc import Callable
 
-from utils.models import fcn, smp
+from utils.models import (
+    deconvnet,
+    deeplab,
+    dilatednet,
+    fcdensenet,
+    fcn,
+    hrnet,
+    mask2former,
+    mobilevit,
+    pairs,
+    segnet,
+    smp,
+    swin_unet,
+    unet,
+    unet3p,
+    unetpp,
+)
 from utils.models.base import ModelError, PaddedModel, unknown
 
 __all__ = ["ModelError", "build_model", "list_models"]
@@ -11,6 +27,21 @@ __all__ = ["ModelError", "build_model", "list_models"]
 _BUILDERS: dict[str, Callable[..., PaddedModel]] = {
     **dict.fromkeys(smp.DECODERS, smp.build),
     **dict.fromkeys(fcn.NETWORKS, fcn.build),
+    **dict.fromkeys(fcn.STRIDES, fcn.build_vgg),
+    **dict.fromkeys(deconvnet.NETWORKS, deconvnet.build),
+    **dict.fromkeys(segnet.NETWORKS, segnet.build),
+    **dict.fromkeys(fcdensenet.NETWORKS, fcdensenet.build),
+    **dict.fromkeys(dilatednet.NETWORKS, dilatednet.build),
+    **dict.fromkeys(deeplab.ENCODERS, deeplab.build),
+    **dict.fromkeys(deeplab.TORCHVISION, deeplab.build_resnet),
+    **dict.fromkeys(unet.NETWORKS, unet.build),
+    **dict.fromkeys(unetpp.NETWORKS, unetpp.build),
+    **dict.fromkeys(unet3p.NETWORKS, unet3p.build),
+    **dict.fromkeys(hrnet.NETWORKS, hrnet.build),
+    **dict.fromkeys(pairs.PAIRS, pairs.build),
+    **dict.fromkeys(mobilevit.NETWORKS, mobilevit.build),
+    **dict.fromkeys(swin_unet.NETWORKS, swin_unet.build),
+    **dict.fromkeys(mask2former.NETWORKS, mask2former.build),
 }
 
 
@@ -34,7 +65,7 @@ def build_model(
     build = _BUILDERS[name]
     known = inspect.signature(build).parameters
     if "options" not in known:
-        options = {k: v for k, v in options.items() if k != "image_size"}  # only encoders of a fixed size use it
-        if options:
-            raise unknown(f"option of {name}", next(iter(options)), [k for k in known if k not in ("name", "classes")])
+        options = {k: v for k, v in options.items() if k in known or k != "image_size"}  # most take any size
+        for option in options.keys() - known.keys():
+            raise unknown(f"option of {name}", option, [k for k in known if k not in ("name", "classes")])
     return build(name, classes=classes, encoder=encoder or None, encoder_weights=encoder_weights or None, **options)

@@ -17,6 +17,8 @@ DILATED = ("deeplabv3", "deeplabv3plus", "pan")
 """Decoders that ask the encoder for an output stride below 32, which these timm families can't give:"""
 UNDILATED = ("tu-hrnet", "tu-swin", "tu-pvt", "tu-maxvit", "tu-convnext", "tu-mobilevit", "mit_b", "tu-efficientvit")
 NEEDS_IMAGE_SIZE = ("tu-swin", "tu-maxvit", "tu-maxxvit", "tu-coatnet")
+ANY_IMAGE_SIZE = ("tu-swin_",)
+"""Of these, those that take other sizes too; the one given only decides in which stages windows are shifted."""
 MULTIPLES = {"pan": 128}  # its pyramid halves a sixteenth of the input three times
 NOT_WITH_MIT = ("unetplusplus", "linknet", "dpt")
 
@@ -45,6 +47,8 @@ def build(
         if not image_size:
             raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
         options["img_size"] = image_size
+    if encoder.startswith(ANY_IMAGE_SIZE):
+        options["strict_img_size"] = False
     if name == "dpt":
         options["dynamic_img_size"] = True
     try:
@@ -60,7 +64,8 @@ def build(
         ) from error
     if encoder_weights and encoder_weights != "imagenet":
         load_encoder(network.encoder, encoder_weights)
-    return PaddedModel(network, image_size if encoder.startswith(NEEDS_IMAGE_SIZE) else MULTIPLES.get(name, 32))
+    fixed = encoder.startswith(NEEDS_IMAGE_SIZE) and not encoder.startswith(ANY_IMAGE_SIZE)
+    return PaddedModel(network, image_size if fixed else MULTIPLES.get(name, 32))
 
 
 def check_encoder(name: str, encoder: str) -> None:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from utils.files import resolve
 from utils.models.base import ModelError
@@ -50,18 +52,56 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> None:
-    """Load a weight file into an encoder. Every encoder tensor must be there with its shape; a classifier is ignored.
+def torchvision_state(pretrained: WeightsEnum) -> dict[str, torch.Tensor]:
+    """The tensors of torchvision's `pretrained`, from its cache or the network; ModelError where neither has them."""
+    try:
+        return pretrained.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise ModelError(
+            f"encoder_weights='imagenet' needs {pretrained.url}, which can't be fetched ({error}). Put that file "
+            f"into {torch.hub.get_dir()}/checkpoints, or give a local path, or '' for random weights."
+        ) from error
 
-    Prefixes that checkpoints add ("module.", "model.", "encoder.", "backbone.") are understood. Raises ModelError with
+
+def load_pretrained(encoder: nn.Module, encoder_weights: str | None, pretrained: WeightsEnum) -> None:
+    """Fill an encoder named as torchvision's: with `pretrained` for "imagenet", a file for a path, nothing for None."""
+    if encoder_weights == "imagenet":
+        load_state(encoder, torchvision_state(pretrained), pretrained.url)
+    elif encoder_weights:
+        load_encoder(encoder, encoder_weights)
+
+
+def load_timm(encoder: nn.Module, encoder_weights: str | None, name: str) -> None:
+    """As `load_pretrained`, for an encoder named as timm's classifier `name`; it may be a part of that classifier."""
+    if encoder_weights == "imagenet":
+        repository = timm.get_pretrained_cfg(name).hf_hub_id
+        check_hub(repository)
+        load_state(encoder, timm.create_model(name, pretrained=True).state_dict(), repository)
+    elif encoder_weights:
+        load_encoder(encoder, encoder_weights)
+
+
+def load_encoder(encoder: nn.Module, path: str | Path) -> None:
+    """Load a weight file into an encoder; see `load_state`."""
+    load_state(encoder, read_state(path), str(path))
+
+
+def load_state(encoder: nn.Module, found: dict[str, torch.Tensor], source: str) -> None:
+    """Load `found` into an encoder. Every encoder tensor must be there with its shape; a classifier is ignored.
+
+    Prefixes that checkpoints add ("module.", "model.", "encoder.", "backbone.") are understood, and a fully connected
+    layer fills the convolution that replaces it (Long et al. 2015, section 3.1). Raises ModelError naming `source` with
     the first missing and misshapen tensors.
     """
-    wanted, found = encoder.state_dict(), read_state(path)
+    wanted = encoder.state_dict()
     candidates = [found]
     for prefix in ("module.", "model.", "encoder.", "backbone."):
         candidates.append({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
     candidates += [{f"model.{k}": v for k, v in found.items()}]  # smp wraps timm's encoders as `model`
     state = max(candidates, key=lambda c: len(wanted.keys() & c.keys()))
+    for key in wanted.keys() & state.keys():
+        if state[key].dim() == 2 and wanted[key].dim() == 4 and state[key].numel() == wanted[key].numel():
+            state[key] = state[key].view_as(wanted[key])
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
@@ -70,7 +110,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
     ]
     if missing or wrong:
         raise ModelError(
-            f"{path} does not fit this encoder: {len(missing)} of {len(wanted)} tensors missing (such as "
+            f"{source} does not fit this encoder: {len(missing)} of {len(wanted)} tensors missing (such as "
             f"{', '.join(missing[:3]) or 'none'}), {len(wrong)} of another shape ({'; '.join(wrong[:3]) or 'none'}). "
             "Choose the encoder the file was made for."
         )

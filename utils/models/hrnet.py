@@ -1,0 +1,100 @@
+"""HRNetV2, which keeps a map at a quarter of the image's size throughout, and HRNet-OCR on top of it."""
+
+import timm
+import torch
+from torch import nn
+
+from utils.losses import Loss
+from utils.models.base import PaddedModel
+from utils.models.blocks import only_encoder, upsample_to
+from utils.models.weights import load_timm
+
+NETWORKS = {f"{kind}_w{width}": f"hrnet_w{width}" for kind in ("hrnetv2", "hrnet_ocr") for width in (18, 32, 48, 64)}
+AUXILIARY_WEIGHT = 0.4
+
+
+class HRNetV2(nn.Module):
+    """HRNetV2 (Wang et al. 2020, "Deep High-Resolution Representation Learning for Visual Recognition", section 3.4).
+
+    The body is timm's; its four streams are brought to a quarter of the image's size, concatenated and mixed by a 1 × 1
+    convolution (figure 4 b), another one gives the classes. (smp's `tu-hrnet_*` encoders are something else: the
+    classification network's widened streams.) Parameters for Cityscapes' 19 classes: W48 65.9 M (table 3). The paper
+    gives none for the others; MMSegmentation lists W18 with 9.6 M.
+    """
+
+    def __init__(self, body: str, classes: int):
+        super().__init__()
+        self.encoder = timm.create_model(body, features_only=True, feature_location="", out_indices=(1, 2, 3, 4))
+        self.channels = sum(self.encoder.feature_info.channels())
+        self.head = representation_head(self.channels, classes)
+
+    def streams(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W) to (N, channels, H/4, W/4): the four streams, 15 times the width together."""
+        maps = self.encoder(image)
+        return torch.cat([maps[0], *(upsample_to(stream, maps[0]) for stream in maps[1:])], 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
+        return upsample_to(self.head(self.streams(image)), image)
+
+
+class HRNetOCR(HRNetV2):
+    """HRNetV2 with object-contextual representations (Yuan, Chen, Wang 2020): W48 has 70.3 M parameters.
+
+    That is the count of the authors' repository for Cityscapes (19 classes); the paper's table 4 counts the module
+    alone. HRNetV2's own logits are the soft object regions M_k. A spatial softmax weighs the pixels within each class
+    (section 3.2), f_k = Σ_i softmax_i(M_ki) x_i; that is done for each class by itself, never across classes, so
+    overlapping bones need no change. Every pixel then attends to the region features f_k and is described by their
+    mixture besides itself. `training_loss` trains the regions with weight 0.4.
+    """
+
+    def __init__(self, body: str, classes: int, channels: int = 512, key_channels: int = 256):
+        super().__init__(body, classes)
+        self.regions = self.head
+        del self.head  # it must not stand before the regions: the last layer starts from the prior
+        self.pixels = _conv(self.channels, channels, 3)
+        self.query = nn.Sequential(_conv(channels, key_channels), _conv(key_channels, key_channels))
+        self.key = nn.Sequential(_conv(channels, key_channels), _conv(key_channels, key_channels))
+        self.value = _conv(channels, key_channels)
+        self.context = _conv(key_channels, channels)
+        self.fuse = nn.Sequential(_conv(2 * channels, channels), nn.Dropout2d(0.05))
+        self.head = nn.Conv2d(channels, classes, 1)
+
+    def _both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and the soft regions' logits, both (N, classes, H/4, W/4)."""
+        streams = self.streams(image)
+        regions, pixels = self.regions(streams), self.pixels(streams)
+        weights = regions.flatten(2).softmax(2)  # (N, classes, pixels)
+        objects = (weights @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2)[..., None]  # (N, channels, classes, 1)
+        query, key, value = self.query(pixels).flatten(2), self.key(objects).flatten(2), self.value(objects).flatten(2)
+        attention = (query.transpose(1, 2) @ key * key.shape[1] ** -0.5).softmax(2)  # (N, pixels, classes)
+        context = self.context((value @ attention.transpose(1, 2)).unflatten(2, pixels.shape[2:]))
+        return self.head(self.fuse(torch.cat([context, pixels], 1))), regions
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
+        return upsample_to(self._both(image)[0], image)
+
+    def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
+        """`loss` of the logits plus 0.4 times that of the soft regions (section 4.2)."""
+        logits, regions = (upsample_to(maps, image) for maps in self._both(image))
+        return loss(logits, label) + AUXILIARY_WEIGHT * loss(regions, label)
+
+
+def representation_head(channels: int, classes: int) -> nn.Sequential:
+    """HRNetV2's: a 1 × 1 convolution over all streams, and one to the classes."""
+    return nn.Sequential(*_conv(channels, channels), nn.Conv2d(channels, classes, 1))
+
+
+def _conv(inputs: int, outputs: int, size: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
+    """HRNetV2 or HRNet-OCR of the width in its name; encoder_weights: "imagenet" (timm's) or a file of timm's HRNet."""
+    body = NETWORKS[name]
+    only_encoder(name, encoder, (body,))
+    network = (HRNetV2 if name.startswith("hrnetv2") else HRNetOCR)(body, classes)
+    load_timm(network.encoder, encoder_weights, body)
+    return PaddedModel(network, 32)

@@ -1,0 +1,53 @@
+"""DeepLabV3 on MobileViT and MobileViTv2, whose last stage is dilated."""
+
+import timm
+import torch
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from utils.models.base import PaddedModel
+from utils.models.blocks import only_encoder, upsample_to
+from utils.models.weights import load_timm
+
+ASPP_CHANNELS = {"mobilevit": 256, "mobilevitv2": 512}
+RATES = (6, 12, 18)
+NETWORKS = {
+    **{f"mobilevit_deeplabv3_{size}": f"mobilevit_{size}" for size in ("xxs", "xs", "s")},
+    **{f"mobilevitv2_deeplabv3_{width:03}": f"mobilevitv2_{width:03}" for width in range(50, 225, 25)},
+}
+
+
+class MobileViTDeepLabV3(nn.Module):
+    """DeepLabV3's pyramid (Chen et al. 2017) on MobileViT (Mehta, Rastegari 2022) or MobileViTv2 (2022).
+
+    Parameters of MobileViT for PASCAL VOC's 21 classes: XXS 1.9, XS 2.9, S 6.4 M (the paper's figures; XXS has 1.855 M,
+    which rounds to 1.9); of MobileViTv2 for ADE20K's 150: 0.5 6.3, 0.75 9.6, 1.0 13.4, 1.25 17.7, 1.5 22.6, 1.75 28.1,
+    2.0 34.0 M (model zoo of CVNets, the authors' library).
+
+    As in CVNets: output stride 16, the classifier's last 1 × 1 expansion left out, dilation rates 6, 12 and 18 with 256
+    channels (v1) or 512 (v2), dropout of 0.1.
+    """
+
+    def __init__(self, body: str, classes: int):
+        super().__init__()
+        self.encoder = timm.create_model(body, num_classes=0, global_pool="", output_stride=16)
+        expansion = self.encoder.final_conv  # MobileViTv2 has none
+        inputs = self.encoder.num_features if isinstance(expansion, nn.Identity) else expansion.conv.in_channels
+        self.encoder.final_conv = nn.Identity()
+        channels = ASPP_CHANNELS[body.split("_")[0]]
+        self.pyramid = ASPP(inputs, RATES, channels)
+        self.pyramid.project[-1].p = 0.1
+        self.head = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
+        return upsample_to(self.head(self.pyramid(self.encoder(image))), image)
+
+
+def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
+    """MobileViT or MobileViTv2 with DeepLabV3's head; encoder_weights: "imagenet" (timm's) or a file of timm's."""
+    body = NETWORKS[name]
+    only_encoder(name, encoder, (body,))
+    network = MobileViTDeepLabV3(body, classes)
+    load_timm(network.encoder, encoder_weights, body)
+    return PaddedModel(network, 32)
