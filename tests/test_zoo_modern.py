@@ -103,26 +103,23 @@ def test_variants_without_a_figure_of_their_own_build(name):
         build_model(name)
 
 
-SLOW_NORMS = {"steps": 60, "lr": 5e-3}  # the running averages of batch norm need as many
-
-
 @pytest.mark.parametrize(
     ("name", "training"),
     [
-        ("unet_paper", {"size": 32}),
+        ("unet_paper", {"size": 32, "steps": 30}),
         ("residual_unet", {"steps": 20}),
-        ("attention_unet", {"size": 32}),
+        ("attention_unet", {"size": 32, "steps": 28}),
         ("unetplusplus_paper", {"steps": 30}),
         ("unet3plus", {"size": 32, "steps": 20}),
-        ("hrnetv2_w18", SLOW_NORMS),
-        ("hrnet_ocr_w18", SLOW_NORMS),
+        ("hrnetv2_w18", {"steps": 50, "lr": 5e-3}),
+        ("hrnet_ocr_w18", {"steps": 60, "lr": 5e-3}),
         ("segformer_b0", {}),
         ("upernet_pvtv2_b0", {"steps": 20}),
-        ("mobile_unet", SLOW_NORMS),
+        ("mobile_unet", {"steps": 80, "lr": 5e-3}),
         ("mobilevit_deeplabv3_xxs", {"steps": 80}),
         ("mobilevitv2_deeplabv3_050", {"steps": 60}),
         ("swin_unet", {"steps": 30}),
-        ("mask2former_resnet50", {"steps": 45, "lr": 1e-3, **FEW}),
+        ("mask2former_resnet50", {"steps": 40, "lr": 1e-3, **FEW}),
     ],
 )
 def test_two_images_are_learnt(name, training):

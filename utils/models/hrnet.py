@@ -41,11 +41,11 @@ class HRNetV2(nn.Module):
 class HRNetOCR(HRNetV2):
     """HRNetV2 with object-contextual representations (Yuan, Chen, Wang 2020): W48 has 70.3 M parameters.
 
-    That is the count of the authors' repository for Cityscapes (19 classes); the paper's table 4 counts the module
-    alone. HRNetV2's own logits are the soft object regions M_k. A spatial softmax weighs the pixels within each class
-    (section 3.2), f_k = Σ_i softmax_i(M_ki) x_i; that is done for each class by itself, never across classes, so
-    overlapping bones need no change. Every pixel then attends to the region features f_k and is described by their
-    mixture besides itself. `training_loss` trains the regions with weight 0.4.
+    That figure, for Cityscapes' 19 classes, is the one usually cited; the paper counts the module alone. HRNetV2's own
+    logits are the soft object regions M_k. A spatial softmax weighs the pixels within each class (section 3.2), f_k =
+    Σ_i softmax_i(M_ki) x_i; that is done for each class by itself, never across classes, so overlapping bones need no
+    change. Every pixel then attends to the region features f_k and is described by their mixture besides itself.
+    `training_loss` trains the regions with weight 0.4.
     """
 
     def __init__(self, body: str, classes: int, channels: int = 512, key_channels: int = 256):
@@ -76,7 +76,7 @@ class HRNetOCR(HRNetV2):
         return upsample_to(self._both(image)[0], image)
 
     def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
-        """`loss` of the logits plus 0.4 times that of the soft regions (section 4.2)."""
+        """`loss` of the logits plus 0.4 times that of the soft regions."""
         logits, regions = (upsample_to(maps, image) for maps in self._both(image))
         return loss(logits, label) + AUXILIARY_WEIGHT * loss(regions, label)
 

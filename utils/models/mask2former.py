@@ -30,8 +30,8 @@ NETWORKS = {f"mask2former_{backbone}": backbone for backbone in HUB}
 class Mask2Former(nn.Module):
     """Mask2Former (Cheng et al. 2022, "Masked-attention Mask Transformer for …"), from transformers.
 
-    Parameters for ADE20K's 150 classes: ResNet-50 44 M, Swin-T 47, Swin-S 69, Swin-B 107 (table 13). 100 queries, six
-    deformable layers in the pixel decoder, nine in the transformer decoder, as in the paper.
+    Parameters for ADE20K's 150 classes: ResNet-50 44 M, Swin-T 47, Swin-S 69, Swin-B 107 (as the paper prints). 100
+    queries, six deformable layers in the pixel decoder, nine in the transformer decoder, as in the paper.
 
     Each query q has P(class | q), a softmax that includes "no object", and a mask m_q. A class's probability at a pixel
     is the maximum over queries of P(class | q) · σ(m_q). The paper's semantic inference sums instead and takes the

@@ -23,8 +23,8 @@ PAIRS: dict[str, tuple[str, str, dict[str, int]]] = {
 
 SegFormer (Xie et al. 2021, table 1): B0 3.8, B1 13.7, B2 27.5, B3 47.3, B4 64.1, B5 84.7. The widths of its decoder are
     the authors' configurations' (256 for B0 and B1, 768 above); smp's own `segformer` has 256 throughout.
-UPerNet (Xiao et al. 2018) on Swin (Liu et al. 2021, table 3): T 60, S 81, B 121; on ConvNeXt (Liu et al. 2022, table
-    7): T 60, S 82, B 122. Both count an auxiliary FCN head of about a million for training, which smp lacks. On PVTv2
+UPerNet (Xiao et al. 2018) on Swin (Liu et al. 2021, table 3): T 60, S 81, B 121; on ConvNeXt (Liu et al. 2022):
+    T 60, S 82, B 122. Both count an auxiliary FCN head of about a million for training, which smp lacks. On PVTv2
     (Wang et al. 2022) the paper itself has Semantic FPN, so that there is no figure to compare with.
 Eff-UNet (Baheti et al. 2020; its best encoder is B7) and Mobile-UNet: U-Net's decoder as smp has it.
 """

@@ -20,9 +20,9 @@ class SwinUnet(nn.Module):
 
     The encoder is Swin-T's patch embedding and first two blocks of each stage, the bottleneck its last stage; each step
     of the decoder expands patches (more channels, then twice the size with half of them), concatenates the skip, joins
-    both by a linear layer and runs two blocks; a last expansion by four reaches the image's size (section 3.5). The
-    paper prints no count; its repository's network has 27.17 M. Windows at the border of an image whose map is no
-    multiple of 7 are padded, so that other sizes than the paper's 224 work.
+    both by a linear layer and runs two blocks; a last expansion by four reaches the image's size. The paper prints no
+    count; its repository's network has 27.17 M. Windows at the border of an image whose map is no multiple of 7 are
+    padded, so that other sizes than the paper's 224 work.
     """
 
     def __init__(self, classes: int):

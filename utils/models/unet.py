@@ -47,8 +47,8 @@ class ResidualUNet(nn.Module):
     """Deep Residual U-Net (Zhang, Liu, Wang 2018, "Road Extraction by Deep Residual U-Net", table I): 7.8 M parameters.
 
     Pre-activated residual units in place of U-Net's pairs of convolutions, strides in place of pooling, three levels
-    and a bridge. The paper's 7.8 M (section III-B) are its table's fifteen convolutions alone, which fits its "identity
-    mapping" only without the 1 × 1 projections that many reimplementations add (8.2 M): see `ResidualUnit`.
+    and a bridge. The paper's 7.8 M are its table's fifteen convolutions alone, which fits its "identity mapping" only
+    without the 1 × 1 projections that many reimplementations add (8.2 M): see `ResidualUnit`.
     """
 
     def __init__(self, classes: int):
@@ -108,11 +108,10 @@ def keep_identity(maps: torch.Tensor, channels: int, stride: int) -> torch.Tenso
 class AttentionUNet(nn.Module):
     """Attention U-Net (Oktay et al. 2018), in two dimensions: 34.9 M parameters.
 
-    The paper segments volumes: its 6.4 M (table 2) are 3 × 3 × 3 kernels on 16 to 256 channels and have no counterpart
-    for images. With U-Net's own 64 to 1024 channels, batch norm and a 3 × 3 convolution after each upsampling, the
-    two-dimensional network is listed with 34.9 M, for example by Wang et al. 2022 (UCTransNet). As in the paper, gates
-    stand on all skips but the first, whose features "do not represent the input in a high dimensional space" (section
-    2.2), and every scale of the decoder is supervised (deep supervision, section 3).
+    The paper segments volumes: its 6.4 M are 3 × 3 × 3 kernels on 16 to 256 channels and have no counterpart for
+    images. With U-Net's own 64 to 1024 channels, batch norm and a 3 × 3 convolution after each upsampling, the
+    two-dimensional network is commonly listed with 34.9 M (here 35.0). As in the paper, gates stand on all skips but
+    the first, whose features are too low-level to be asked, and every scale of the decoder is supervised.
     """
 
     def __init__(self, classes: int):
@@ -151,8 +150,8 @@ class AttentionUNet(nn.Module):
 class AttentionGate(nn.Module):
     """Additive attention on a skip x, asked by a coarser map g: x · σ(ψ · ReLU(Wₓx + W_g g)), equations 1 and 2.
 
-    It is computed on g's grid, with x averaged down to it, and the coefficients are brought back bilinearly (figure 2).
-    The paper leaves the inner channels open; here they are half of the skip's.
+    It is computed on g's grid, with x averaged down to it, and the coefficients are brought back bilinearly. The paper
+    leaves the inner channels open; here they are half of the skip's.
     """
 
     def __init__(self, skip: int, gating: int):

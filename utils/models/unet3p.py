@@ -22,8 +22,8 @@ class UNet3Plus(nn.Module):
     below (decoder levels, and the encoder's last, upsampled bilinearly), and mixes the 320 channels (section 2.1). All
     five levels give logits that are trained (2.2).
 
-    The class-guided module (2.3) stops a class from being drawn into images that lack it. The paper has one organ,
-    hence one yes or no; here every class has its own, as several bones may be there or not: dropout, a 1 × 1
+    The classification-guided module (2.3) stops a class from being drawn into images that lack it. The paper has one
+    organ, hence one yes or no; here every class has its own, as several bones may be there or not: dropout, a 1 × 1
     convolution and the maximum over the image, trained with binary cross-entropy on whether any pixel carries the
     class. The paper multiplies the segmentation by that yes or no; on logits a factor of 0 would mean a probability of
     one half, so that `forward` gives the logit -20 instead. In training mode it does not, as a hard decision has no

@@ -12,15 +12,15 @@ WIDTHS = (32, 64, 128, 256, 512)
 
 
 class UNetPlusPlus(nn.Module):
-    """U-Net++ (Zhou et al. 2018, figure 1; 2020): 9.04 M parameters (2018, table 3), for one class.
+    """U-Net++ (Zhou et al. 2018, figure 1; 2020): 9.04 M parameters (the paper's count) for one class.
 
     Node x[i][j] at depth i sees all nodes x[i][0 … j-1] beside it and the upsampled x[i+1][j-1] below it. The outputs
     L1 … L4 are read from x[0][1] … x[0][4]; all four are trained (deep supervision), so that inference may stop at a
     smaller one. `prune` is the output that `forward` gives, and nodes that it does not need are not computed: L1, L2
-    and L3 take 0.1, 0.5 and 2.2 M of the parameters (2018, figure 3). A checkpoint fits every `prune`.
+    and L3 take 0.1, 0.5 and 2.2 M of the parameters. A checkpoint fits every `prune`.
 
-    Batch norm after each convolution is added (the papers do not mention it; without it nested networks train badly
-    from scratch), and the upsampling is a 2 × 2 transposed convolution. Bilinear upsampling instead would give 9.2 M.
+    Batch norm after each convolution is added, as in most implementations, and the upsampling is a 2 × 2 transposed
+    convolution. Bilinear upsampling instead would give 9.2 M.
     """
 
     def __init__(self, classes: int, prune: int):
