@@ -81,6 +81,7 @@ install() {
 }
 
 install
+mkdir -p "$root/outputs/try" # papermill wants the folder of its output to exist
 [ "$install_only" = no ] || exit 0
 cd "$root" # so that Python finds utils; a relative --data still starts where the caller is
 exec "$python" -m utils.pipeline --caller "$caller" ${options[@]+"${options[@]}"} "$@"
