@@ -82,7 +82,7 @@ threads: 1
 jobs: 2
 parameters: {n_folds: 2}
 folds: [0]
-train: {epochs: 2, lr: 1e-3}
+train: {epochs: 6, lr: 1e-3}
 models: {thin: {architecture: unet}}
 predict: {tta: hflip}
 """

@@ -90,7 +90,7 @@ def fake(tmp_path_factory):
 
 def test_problems_of_a_profile_are_reported_together(fake):
     path = "notebooks/profiles/quick.yaml"
-    fake.edit(path, "train: {epochs: 2, lr: 1e-3}", "train: {epocs: 2, lr: fast, fold: 1}")
+    fake.edit(path, "train: {epochs: 6, lr: 1e-3}", "train: {epocs: 2, lr: fast, fold: 1}")
     fake.edit(path, "{n_folds: 2}", "{n_folds: 2, sed: 1}")
     status, output, new = fake.start()
     fake.edit(path, "{n_folds: 2, sed: 1}", "{n_folds: 2}")

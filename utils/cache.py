@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -95,14 +97,15 @@ class Cache:
     def build(self, progress: Callable[[int, int], None] | None = None, threads: int = 0) -> int:
         """Make every missing or outdated file; the number made. A second process that calls it waits, then finds all.
 
-        Threads suffice: decoding, drawing and resizing release Python's lock. `progress(done, of)` is called as files
-        appear. A bad image or annotation stops the build with DataError after all others are made.
+        Threads suffice: decoding, drawing and resizing release Python's lock, which is handed over at once meanwhile.
+        `progress(done, of)` is called as files appear. A bad image or annotation stops the build with DataError after
+        all others are made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             missing = [name for name in self.sources if not self._valid(name)]
             problems, done = [], 0
-            with ThreadPoolExecutor(threads or _cores()) as pool:
+            with handing_over(), ThreadPoolExecutor(threads or _cores()) as pool:
                 for problem in pool.map(self._make, missing):
                     done += 1
                     problems += problem
@@ -141,6 +144,20 @@ class Cache:
         with replacing(self.path(image_name)) as temporary:
             np.savez(temporary, **arrays)
         return []
+
+
+@contextmanager
+def handing_over() -> Iterator[None]:
+    """Threads wait at most a tenth of a millisecond for Python's lock, instead of five.
+
+    OpenCV gives it up for calls that last some microseconds; taking it back from another thread would last far longer.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _text(text: str) -> np.ndarray:

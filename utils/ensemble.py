@@ -18,6 +18,9 @@ from utils.probabilities import LEVELS, ProbabilityStore, Stored
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 """What `choose_thresholds` tries."""
 
+PICKS = 5
+"""Models that `choose_weights` picks one after the other, so weights are multiples of a fifth, a quarter, …"""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -173,6 +176,54 @@ def choose_thresholds(
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
     curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
     return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote, each fold
+    with the weights that the other folds chose: the honest figure. equal: mean Dice with equal weights.
+    """
+
+    best: dict[str, float]
+    dice: pd.DataFrame
+    equal: float
+
+
+def choose_weights(
+    members: Sequence[Member], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
+) -> Weights:
+    """Each model's weight from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth.
+
+    Greedy selection with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the best
+    model first, then whichever helps the vote most; the best of these votes counts. Images of a single fold leave
+    nothing to judge a choice by: there, weights stay equal.
+    """
+    models = sorted({m.model for m in members})
+    fold_of = np.array([images[name] for name in images])
+    voted: dict[tuple[int, ...], pd.DataFrame] = {}
+
+    def dice(picks: Sequence[int]) -> pd.DataFrame:
+        counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
+        if counts not in voted:
+            voted[counts] = out_of_fold_dice(members, images, cache, dict(zip(models, counts, strict=True)), threshold)
+        return voted[counts]
+
+    def select(rows: np.ndarray) -> tuple[int, ...]:
+        picks, path = (0,) * len(models), []
+        for _ in range(PICKS):
+            more = [tuple(n + (i == j) for j, n in enumerate(picks)) for i in range(len(models))]
+            picks = max(more, key=lambda some: mean_dice(dice(some)[rows]))
+            path.append(picks)
+        return max(path, key=lambda some: mean_dice(dice(some)[rows]))
+
+    equal = dice((1,) * len(models))
+    if len(np.unique(fold_of)) < 2:
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal))
+    crossed = equal.copy()
+    for fold in np.unique(fold_of):
+        crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
+    best = select(np.ones(len(fold_of), bool))
+    return Weights({m: n / sum(best) for m, n in zip(models, best, strict=True)}, crossed, mean_dice(equal))
 
 
 def model_weights(members: Sequence[Member], models: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

@@ -148,6 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
         plugin = f".venv/bin/pip install snakemake-executor-plugin-{given.executor}"
         parser.error(f"--executor {given.executor} needs Snakemake's plugin; {plugin}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # a script's background job starts with it ignored, and so would Snakemake, which cancels a cluster's jobs on it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     from utils.competition import DataError
 
