@@ -20,6 +20,7 @@ from utils import ensemble
 from utils.augment import NO_AUGMENTATION, Augmentation, Augmenter
 from utils.cache import Cache
 from utils.competition import read_annotation, read_classes, read_index
+from utils.device import peak_memory
 from utils.files import ROOT
 from utils.loader import normalise, training_loader
 from utils.losses import build_loss
@@ -32,8 +33,8 @@ from utils.sample import make_sample
 
 @once
 def data() -> tuple:
-    """(table of 12 training images at 2048², classes, folder for temporary files)."""
-    folder = make_sample(ROOT / "outputs/benchmark-sample", train_people=6, test_people=1)
+    """(table of 40 training images at 2048², classes, folder for temporary files)."""
+    folder = make_sample(ROOT / "outputs/benchmark-sample", train_people=20, test_people=1)
     table = read_index(folder)
     return table[table["split"] == "train"].reset_index(drop=True), read_classes(folder), folder
 
@@ -92,7 +93,7 @@ def cache_building() -> list[dict]:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda path: cv2.imread(path, cv2.IMREAD_ANYCOLOR), table["image"]))
 
-    return [side_by_side("cache of 12 images at 512", build, decode, 5, note="reference: decoding the PNGs alone")]
+    return [side_by_side("cache of 40 images at 512", build, decode, 5, note="reference: decoding the PNGs alone")]
 
 
 def soft_maps(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -202,5 +203,4 @@ if __name__ == "__main__":  # in a process of its own: the peak memory of a soft
     store, count = ProbabilityStore(sys.argv[1]), int(sys.argv[2])
     for stored in store.names():
         vote([store] * count, stored)
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory before exec
-    print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+    print(round(peak_memory()))

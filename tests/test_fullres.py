@@ -145,7 +145,7 @@ def test_regions_equal_crops_of_the_whole(maps: np.ndarray, height: int, width: 
     mask = upsampled > 0.1
     cut = np.zeros_like(mask)
     cut[top:bottom, left:right] = mask[top:bottom, left:right]
-    assert fullres.encode_region(mask[top:bottom, left:right], (top, left), size) == reference.encode(cut)
+    assert rle.to_string(*fullres.region_runs(mask[top:bottom, left:right], (top, left), size)) == reference.encode(cut)
 
 
 def test_large_regions_are_made_in_bands() -> None:
@@ -163,6 +163,6 @@ def test_regions_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"box .* does not fit \(20, 20\)"):
         fullres.upsample_region(patch, (0, 0), (8, 8), (20, 20), (0, 0, 5, 21))
     with pytest.raises(ValueError, match=r"mask .* does not fit"):
-        fullres.encode_region(patch > 0, (18, 0), (20, 20))
+        fullres.region_runs(patch > 0, (18, 0), (20, 20))
     with pytest.raises(ValueError, match="expected a bool"):
-        fullres.encode_region(patch, (0, 0), (20, 20))
+        fullres.region_runs(patch, (0, 0), (20, 20))

@@ -55,6 +55,24 @@ def test_columns_equal_single_masks(rows: list[list[np.ndarray]], min_votes: int
     assert rle.dice_column(*columns[:2]).tolist() == expected
 
 
+@given(
+    st.lists(st.tuples(st.from_regex("[0-9]{1,8}|[0-9]{9,12}", fullmatch=True), st.integers(1, 3))), st.integers(0, 2)
+)
+def test_numbers_are_read_as_python_reads_them(words: list[tuple[str, int]], before: int) -> None:
+    text = " " * before + "".join(word + " " * blanks for word, blanks in words)
+    numbers, ends = rle._numbers(text.encode())
+    assert numbers.tolist() == [int(word) for word in text.split()]
+    assert [text[:end].split()[-1] for end in ends] == text.split() and all(text[end:][:1] in " " for end in ends)
+
+
+@given(st.lists(st.lists(st.one_of(st.integers(0, 2000), st.integers(0, 2**40)), max_size=8), max_size=6))
+def test_many_strings_at_once_are_those_of_each(positions: list[list[int]]) -> None:
+    edges = [np.array(sorted(set(mask)), np.int64) for mask in positions]
+    runs = [edge[: len(edge) // 2 * 2] for edge in edges]  # start, end, start, end …
+    expected = [" ".join(f"{i + 1} {j - i}" for i, j in zip(run[::2], run[1::2], strict=True)) for run in runs]
+    assert rle.to_strings([(run[::2], run[1::2]) for run in runs]) == expected
+
+
 def test_columns_longer_than_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rle, "ROWS_AT_A_TIME", 3)
     rng = np.random.default_rng(0)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests import reference
@@ -86,6 +88,20 @@ def test_expected_rows_follow_sorted_paths_then_classes(data: Path) -> None:
 
 def test_a_good_submission_passes(data: Path, tmp_path: Path) -> None:
     assert submission.check(saved(table(), tmp_path / "s.csv"), data) == []
+
+
+FIELD = st.text(st.characters(codec="utf-8", exclude_characters=',"\r\n'), max_size=5)
+
+
+@given(st.lists(st.tuples(FIELD, FIELD, FIELD)), st.integers(0, 2))
+def test_a_plain_file_is_read_field_by_field(tmp_path_factory, rows: list[tuple], blank_lines: int) -> None:
+    path = tmp_path_factory.mktemp("plain") / "s.csv"
+    lines = ["image_name,class,rle", *(",".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n" * blank_lines, encoding="utf-8", newline="")
+    assert (submission._plain_columns(path.read_bytes()) is not None) == (blank_lines == 1)
+    found = submission.read(path)
+    assert found.to_numpy().tolist() == [list(row) for row in rows]
+    assert found.index.tolist() == list(range(2, len(rows) + 2))
 
 
 BAD_FILES = {

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from utils import fullres
+from utils import fullres, rle
 from utils.competition import DataError, read_annotation
-from utils.files import replacing
+from utils.files import cores, replacing
 from utils.masks import coverage, draw_region, nearest, shrink, soft_label
 from utils.regions import Regions
 
@@ -65,7 +64,7 @@ def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int,
     polygons = read_annotation(annotation, classes, size)
     drawn = [draw_region(polygons[name], size) for name in classes]
     label = Regions.from_patches(grid, [RESAMPLE[labels](mask, corner, size, grid) for mask, corner in drawn])
-    return Entry(small, size, label, [fullres.encode_region(mask, corner, size) for mask, corner in drawn])
+    return Entry(small, size, label, rle.to_strings([fullres.region_runs(*region, size) for region in drawn]))
 
 
 class Cache:
@@ -105,7 +104,7 @@ class Cache:
         with FileLock(self.folder / ".lock"):
             missing = [name for name in self.sources if not self._valid(name)]
             problems, done = [], 0
-            with handing_over(), ThreadPoolExecutor(threads or _cores()) as pool:
+            with handing_over(), ThreadPoolExecutor(threads or cores()) as pool:
                 for problem in pool.map(self._make, missing):
                     done += 1
                     problems += problem
@@ -162,7 +161,3 @@ def handing_over() -> Iterator[None]:
 
 def _text(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

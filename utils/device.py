@@ -51,3 +51,13 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def peak_memory() -> float:
+    """The largest resident set this process has had so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: what getrusage says there includes the parent's memory before exec
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import fullres
+from utils import fullres, rle
 from utils.cache import Cache
 from utils.checkpoint import Config, read_config
 from utils.files import read_json, resolve, shown
@@ -84,13 +84,16 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         return fullres.encode_masks(next(iter(means.values())), size, threshold)
     totals = {grid: shares[[s.regions.grid == grid for s in stored]].sum() for grid in means}
     thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(next(iter(means.values()))))
-    return [
+    runs = [
         _vote_class({grid: mean[number] for grid, mean in means.items()}, totals, float(limit), size)
         for number, limit in enumerate(thresholds)
     ]
+    return rle.to_strings(runs)
 
 
-def _vote_class(means: dict[tuple[int, int], np.ndarray], totals: dict, threshold: float, size: tuple[int, int]) -> str:
+def _vote_class(
+    means: dict[tuple[int, int], np.ndarray], totals: dict, threshold: float, size: tuple[int, int]
+) -> rle.Runs:
     boxes = []
     for grid, mean in means.items():
         hot = mean > np.float32(threshold * totals[grid])
@@ -99,11 +102,11 @@ def _vote_class(means: dict[tuple[int, int], np.ndarray], totals: dict, threshol
             shape = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
             boxes.append(fullres.reach((int(rows[0]), int(columns[0])), shape, grid, size))
     if not boxes:
-        return ""
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     lows, highs = np.min(boxes, axis=0), np.max(boxes, axis=0)
     box = int(lows[0]), int(lows[1]), int(highs[2]), int(highs[3])
     total = sum(fullres.upsample_region(mean, (0, 0), grid, size, box) for grid, mean in means.items())
-    return fullres.encode_region(total > np.float32(threshold), box[:2], size)
+    return fullres.region_runs(total > np.float32(threshold), box[:2], size)
 
 
 def vote_images(

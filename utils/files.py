@@ -27,6 +27,11 @@ def interactive() -> bool:
     return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
 
 
+def cores() -> int:
+    """CPU cores this process may use; a cluster's job often gets a part of the machine only."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one rename.

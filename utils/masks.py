@@ -42,7 +42,7 @@ def coverage(
     """
     if mask.size == 0:
         return np.zeros((0, 0), np.uint8), (0, 0)
-    sums = cv2.integral(mask.view(np.uint8)).astype(np.float32)  # exact up to 16 million pixels
+    sums = cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32F)  # exact up to 16 million pixels
     corners = []
     for start, pixels, full, cells in zip(corner, mask.shape, size, grid, strict=True):
         step = full / cells

@@ -17,7 +17,7 @@ Runs = tuple[np.ndarray, np.ndarray]
 LARGEST = 2**40
 """No pixel number is larger, so that a whole submission fits on one int64 axis, image after image."""
 
-ROWS_AT_A_TIME = 512
+ROWS_AT_A_TIME = 256
 """Masks of each column that are voted on together; bounds the memory."""
 
 THREADS = 2
@@ -37,7 +37,7 @@ def parse(rle: str | float | None) -> Runs:
     if rle.encode().translate(None, b"0123456789 "):
         word = next(w for w in rle.split(" ") if w and not (w.isascii() and w.isdigit()))
         raise ValueError(f"{word[:40]!r} is not a positive whole number; an RLE reads 'start length start length …'")
-    numbers = _numbers(rle)
+    numbers, _ = _numbers(rle.encode())
     if len(numbers) % 2:
         raise ValueError(f"{len(numbers)} numbers; an RLE holds pairs of start and length, so their count is even")
     starts, lengths = numbers[::2] - 1, numbers[1::2]
@@ -60,24 +60,23 @@ def parse_column(rles: Sequence[str | float | None]) -> tuple[np.ndarray, np.nda
     `row` (int64) says to which of the masks each interval belongs and rises; `wrong` lists the masks that `parse`
     would refuse, whose intervals are left out. A column of 8,352 masks takes about a tenth of a second.
     """
-    texts = ["" if _is_empty(rle) else rle if isinstance(rle, str) else "x" for rle in rles]
+    texts = [rle if isinstance(rle, str) else "" if _is_empty(rle) else "x" for rle in rles]
     joined = " ".join(texts).encode()
-    counts = [text.count(" ") + 1 if text else 0 for text in texts]
     wrong: list[int] = []
-    if joined.translate(None, b"0123456789 "):
+    characters = np.frombuffer(joined, np.uint8)
+    if ((characters - np.uint8(ord("0")) > 9) & (characters != ord(" "))).any():  # below "0" it wraps around
         wrong = [i for i, text in enumerate(texts) if text.encode().translate(None, b"0123456789 ")]
         for i in wrong:
-            texts[i], counts[i] = "", 0
+            texts[i] = ""
         joined = " ".join(texts).encode()
-    numbers = _numbers(joined)
-    if len(numbers) != sum(counts):  # doubled blanks somewhere
-        counts = [len(text.split()) for text in texts]
-    odd = [i for i, count in enumerate(counts) if count % 2]
-    if odd:
-        keep = np.repeat(np.array(counts) % 2 == 0, counts)
-        numbers, wrong = numbers[keep], wrong + odd
-        counts = [0 if count % 2 else count for count in counts]
-    row = np.repeat(np.arange(len(texts)), np.array(counts, dtype=np.int64) // 2)
+    numbers, ends = _numbers(joined)
+    last = np.cumsum([0, *(len(text) + 1 for text in texts)])[1:] - 1
+    counts = np.diff(np.searchsorted(ends, last, side="right"), prepend=0)
+    odd = counts % 2 == 1
+    if odd.any():
+        numbers, wrong = numbers[~np.repeat(odd, counts)], wrong + np.flatnonzero(odd).tolist()
+        counts[odd] = 0
+    row = np.repeat(np.arange(len(texts)), counts // 2)
     starts, lengths = numbers[::2] - 1, numbers[1::2]
     ends = starts + lengths
     bad = (starts < 0) | (lengths < 1) | (np.maximum(starts, lengths) > LARGEST)
@@ -95,12 +94,44 @@ def parse_column(rles: Sequence[str | float | None]) -> tuple[np.ndarray, np.nda
 
 def to_string(starts: np.ndarray, ends: np.ndarray) -> str:
     """The RLE string of sorted, disjoint intervals; "" where there are none."""
-    numbers = np.empty(2 * len(starts), np.int64)
-    numbers[::2] = starts
-    numbers[1::2] = ends
-    numbers[1::2] -= starts
+    return to_strings([(starts, ends)])[0]
+
+
+def _quads(form: str, count: int) -> np.ndarray:
+    return np.frombuffer("".join(form.format(i) for i in range(count)).encode(), np.uint32)
+
+
+FOUR_DIGITS, LAST_DIGITS = _quads("{:04}", 10_000), _quads("{:03} ", 1_000)
+"""Four characters each: the numbers 0 to 9999, and the last three digits of a number with a blank behind."""
+
+
+def to_strings(masks: Sequence[Runs]) -> list[str]:
+    """`to_string` of many masks at once, several times faster than joining str() of the numbers.
+
+    Every number is written with leading zeros, four digits at a time from a table; then the zeros are dropped.
+    """
+    counts = [0, *(2 * len(starts) for starts, _ in masks)]
+    numbers = np.empty(sum(counts), np.int64)
+    if not numbers.size:
+        return [""] * len(masks)
+    if numbers.size > 2**20 and len(masks) > 1:  # beyond the processor's caches, one by one is faster
+        return [to_string(*mask) for mask in masks]
+    numbers[::2] = np.concatenate([starts for starts, _ in masks])
+    numbers[1::2] = np.concatenate([ends for _, ends in masks])
+    numbers[1::2] -= numbers[::2]
     numbers[::2] += 1
-    return ("%d " * len(numbers) % tuple(numbers.tolist()))[:-1]  # three times faster than joining str()
+    width = -(-(len(str(numbers.max())) + 1) // 4)
+    digits = np.ones(len(numbers), np.uint8)
+    for power in range(1, 4 * width):
+        digits += numbers >= 10**power
+    padded = np.empty((len(numbers), width), np.uint32)
+    rest, padded[:, -1] = numbers // 1000, LAST_DIGITS[numbers % 1000]
+    for column in range(width - 2, -1, -1):
+        rest, padded[:, column] = rest // 10_000, FOUR_DIGITS[rest % 10_000]
+    significant = np.arange(4 * width - 1, -1, -1, dtype=np.uint8) <= digits[:, None]
+    text = padded.view(np.uint8)[significant].tobytes().decode("ascii")
+    places = np.concatenate([[0], np.cumsum(digits + np.int64(1))])[np.cumsum(counts)].tolist()
+    return [text[i : max(i, j - 1)] for i, j in pairwise(places)]
 
 
 def encode(mask: np.ndarray) -> str:
@@ -185,7 +216,8 @@ def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int)
         starts, ends = majority(starts, ends, min_votes)
         offsets = np.arange(min(ROWS_AT_A_TIME, len(columns[0]) - first)) * stride
         cuts = [*np.searchsorted(starts, offsets).tolist(), len(starts)]
-        return [to_string(starts[i:j] - o, ends[i:j] - o) for o, (i, j) in zip(offsets, pairwise(cuts), strict=True)]
+        parts = zip(offsets, pairwise(cuts), strict=True)
+        return to_strings([(starts[i:j] - offset, ends[i:j] - offset) for offset, (i, j) in parts])
 
     with ThreadPoolExecutor(THREADS) as pool:  # NumPy parses and sorts outside Python's lock
         return list(chain.from_iterable(pool.map(chunk, range(0, len(columns[0]), ROWS_AT_A_TIME))))
@@ -244,5 +276,29 @@ def _is_empty(rle: object) -> bool:
     return rle is None or (isinstance(rle, float) and np.isnan(rle)) or (isinstance(rle, str) and not rle.strip(" "))
 
 
-def _numbers(text: str | bytes) -> np.ndarray:
-    return np.fromstring(text, dtype=np.int64, sep=" ") if text.strip() else np.empty(0, np.int64)
+def _numbers(text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The whole numbers, int64, in a text of digits and blanks, and the position behind the last digit of each.
+
+    Up to eight digits are read as one little-endian word: what stands before the number is shifted out, then
+    neighbours are joined to pairs, fours and the number, each time first · 10ᵏ + second (the first is in the lower
+    bits). Twice as fast as NumPy's reader, which is left for longer numbers.
+    """
+    padded = b" " * 8 + text + b" "
+    blanks = np.flatnonzero(np.frombuffer(padded, np.uint8) == ord(" "))[7:]
+    lengths = np.diff(blanks) - 1
+    ends = blanks[1:]
+    if not lengths.all():  # doubled blanks
+        ends, lengths = ends[lengths > 0], lengths[lengths > 0]
+    if lengths.max(initial=0) > 8:
+        return np.fromstring(text, dtype=np.int64, sep=" "), ends - 8
+    words = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))[ends - 8]
+    before = (64 - 8 * lengths).astype(np.uint64)
+    words >>= before
+    words <<= before
+    words &= np.uint64(0x0F0F0F0F0F0F0F0F)
+    for factor, bits, kept in ((10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10_000, 32, 0xFFFFFFFF)):
+        second = words >> np.uint64(bits)
+        words *= np.uint64(factor)
+        words += second
+        words &= np.uint64(kept)
+    return words.view(np.int64), ends - 8

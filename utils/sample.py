@@ -9,7 +9,6 @@ threads; a folder made again is the same to the byte.
 import argparse
 import functools
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -99,7 +98,7 @@ def make_sample(
                 shutil.rmtree(stale)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
             try:
-                _write_sample(temporary, folder, options, threads or min(os.cpu_count() or 1, 8))
+                _write_sample(temporary, folder, options, threads or min(files.cores(), 8))
                 files.write_json(temporary / "sample.json", description)
                 temporary.chmod(0o755)
                 temporary.replace(folder)
@@ -208,7 +207,7 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], thread
     """Every file of the sample but sample.json, in `temporary`."""
     images = roster(options["train_people"], options["test_people"], options["seed"])
     size = options["image_size"]
-    seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, os.cpu_count() or 1)
+    seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, files.cores())
     print(
         f"Making a synthetic sample in {files.shown(folder)}: {len(images)} images of {size} × {size} pixels, "
         f"about {seconds / 60:.1f} minutes, once.",

@@ -13,6 +13,7 @@ Rows are always matched by image and class, never by position. This module impor
 import argparse
 import csv
 import difflib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,10 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     lines, rows, problems = [], [], []
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = Path(path).read_bytes()
+        if (columns := _plain_columns(content)) is not None:  # several times faster than what finds every problem
+            return pd.DataFrame(columns, index=range(2, len(columns["rle"]) + 2), dtype=object)
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
         csv.field_size_limit(2**31 - 1)
         # quotes are rare, and a plain split is ten times faster
         split = csv.reader if '"' in text else lambda lines: (line.split(",") for line in lines)
@@ -67,6 +71,17 @@ def read(path: str | Path) -> pd.DataFrame:
     if problems:
         raise DataError(f"{path}: not a submission file", problems)
     return pd.DataFrame(rows, columns=COLUMNS, index=lines, dtype=object)
+
+
+def _plain_columns(content: bytes) -> dict[str, list[str]] | None:
+    """The columns of a file with the header and three fields a line, none of them quoted; None for any other file."""
+    text = content.decode()
+    fields = text.replace("\n", ",\n,").split(",")  # a line's three fields, then its end as a fourth
+    ends = fields[3::4]
+    whole = len(fields) == 4 * len(ends) + 1 and not fields[-1] and set(ends) == {"\n"}
+    if not whole or text.count("\n") != len(ends) or fields[:3] != COLUMNS or '"' in text or "\r" in text:
+        return None
+    return {name: fields[number + 4 : -1 : 4] for number, name in enumerate(COLUMNS)}
 
 
 def expected_rows(data_dir: str | Path) -> pd.DataFrame:
@@ -209,6 +224,8 @@ def _aligned(sources: Sequence[str | Path | pd.DataFrame]) -> list[tuple[str, pd
     name, first = tables[0]
     _refuse(f"{name}: repeated rows", _row_problems(first, first.drop_duplicates(KEY), ordered=False))
     for i, (other, table) in enumerate(tables[1:], 1):
+        if np.array_equal(table[KEY], first[KEY]):
+            continue
         _refuse(f"{other}: other rows than {name}", _row_problems(table, first, ordered=False))
         position = pd.MultiIndex.from_frame(table[KEY]).get_indexer(pd.MultiIndex.from_frame(first[KEY]))
         tables[i] = (other, table.iloc[position])

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import sched_getaffinity
 
 import cv2
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 
 from utils.cache import read_image
 from utils.competition import read_annotation
+from utils.files import cores
 from utils.folds import BENT_DEGREES, wrist_angle
 from utils.masks import coverage, draw_region
 from utils.rle import dice_of_areas
@@ -58,7 +58,7 @@ def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads
     def one(row: tuple) -> tuple:
         return _measure(row, classes, grid)
 
-    with ThreadPoolExecutor(threads or len(sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         results = list(pool.map(one, table.itertuples()))
     bones = pd.DataFrame([bone for result in results for bone in result[1]], columns=BONE_COLUMNS)
     pairs = pd.DataFrame(
