@@ -20,6 +20,14 @@ QUICK = {
     "architecture": "deeplabv3plus",
     "encoder": "tu-mobilenetv3_small_050",
 }
+ZOO = {
+    "architectures": ["linknet", "deeplabv3plus"],
+    "cost_size": 64,
+    "image_size": 64,
+    "epochs": 1,
+    "cam_size": 64,
+    "cam_epochs": 1,
+}
 
 
 def papermill(notebook, output, cwd=ROOT, **parameters):
@@ -45,15 +53,16 @@ def pictures(path):
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run's folder in which 01, 02, 03 (twice), 04 (twice) and 05 were executed in turn."""
+    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05 and 06 were executed in turn."""
     folder = tmp_path_factory.mktemp("run")
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [
         ("01_eda", {"examples": 2}),
         ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4}),
-        *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1)),
-        *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1)),
+        *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1, -1)),
+        *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
+        ("06_model_zoo", ZOO),
     ]
     for name, parameters in steps:
         output = folder / f"{name}-{parameters.get('fold', 0)}.ipynb"
@@ -72,6 +81,7 @@ def run(sample, tmp_path_factory):
         ("04_inference_tta/thin/fold0", {"oof_dice", "test_dice"}),
         ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
         ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
+        ("06_model_zoo", {"models", "cam"}),
     ],
 )
 def test_every_step_leaves_metrics_and_pictures(run, step, keys):
@@ -80,6 +90,16 @@ def test_every_step_leaves_metrics_and_pictures(run, step, keys):
     drawn = list((run / step).glob("*.png"))
     assert drawn and all(path.stat().st_size > 3000 for path in drawn)
     assert all(0 <= metrics[k] <= 1 for k in keys if k.endswith("_dice"))
+
+
+def test_a_member_trained_on_everything_votes_on_the_test_images_only(run):
+    for step in ("03_train", "04_inference_tta"):
+        metrics = read_json(run / step / "thin" / "fold-1" / "metrics.json")
+        assert metrics["val_dice"] is None and metrics.get("oof_dice") is None
+    predicted = run / "04_inference_tta" / "thin" / "fold-1"
+    assert list((predicted / "test").glob("*.npz")) and not list((predicted / "oof").glob("*.npz"))
+    members = read_json(run / "05_ensemble" / "metrics.json")["members"]
+    assert [member["fold"] for member in members] == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("step", ["02_baseline_fcn", "05_ensemble"])
@@ -93,6 +113,10 @@ def test_the_notebooks_tell_their_findings(run):
     assert "best validation Dice" in outputs(run / "03_train-0.ipynb") and pictures(run / "03_train-0.ipynb") >= 4
     assert "out-of-fold Dice" in outputs(run / "04_inference_tta-0.ipynb")
     assert "complete and in order" in outputs(run / "05_ensemble-0.ipynb")
+    assert "lies inside its bone" in outputs(run / "06_model_zoo-0.ipynb")
+    compared = {model["architecture"]: model for model in read_json(run / "06_model_zoo" / "metrics.json")["models"]}
+    assert compared.keys() == set(ZOO["architectures"]) and pictures(run / "06_model_zoo-0.ipynb") == 3
+    assert all(0 <= model["dice"] <= 1 and model["multiply_adds"] > 0 for model in compared.values())
 
 
 def test_out_of_fold_scores_are_those_of_the_folds(run):

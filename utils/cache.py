@@ -1,5 +1,6 @@
 """Every image once decoded, shrunk and labelled: one small .npz file an image, at the network's resolution."""
 
+import gc
 import hashlib
 import json
 import sys
@@ -104,7 +105,7 @@ class Cache:
         with FileLock(self.folder / ".lock"):
             missing = [name for name in self.sources if not self._valid(name)]
             problems, done = [], 0
-            with handing_over(), ThreadPoolExecutor(threads or cores()) as pool:
+            with short_waits(), ThreadPoolExecutor(threads or cores()) as pool:
                 for problem in pool.map(self._make, missing):
                     done += 1
                     problems += problem
@@ -146,16 +147,19 @@ class Cache:
 
 
 @contextmanager
-def handing_over() -> Iterator[None]:
-    """Threads wait at most a tenth of a millisecond for Python's lock, instead of five.
+def short_waits() -> Iterator[None]:
+    """For threads that mostly work outside Python: they get its lock back soon, and garbage is collected quickly.
 
-    OpenCV gives it up for calls that last some microseconds; taking it back from another thread would last far longer.
+    OpenCV gives the lock up for calls that last some microseconds; taking it back from another thread would last up to
+    five milliseconds. A polygon's many small lists set off collections, which need not look at what was there before.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         sys.setswitchinterval(before)
 
 

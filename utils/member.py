@@ -85,8 +85,10 @@ class Member(L.LightningModule):
         names: list[str],
         key: str,
         on_epoch: Callable[[list[dict]], None],
+        resumable: bool = True,
     ):
         super().__init__()
+        self.resumable = resumable
         self.key, self.on_epoch = key, on_epoch
         self.model, self.config, self.settings, self.folder = model, config, settings, folder
         self.cache, self.names = cache, names  # of the validation images
@@ -168,7 +170,8 @@ class Member(L.LightningModule):
         self.log("lr", row["lr"])
         with replacing(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-        self.trainer.save_checkpoint(self.folder / RESUME)
+        if self.resumable:
+            self.trainer.save_checkpoint(self.folder / RESUME)
         self.on_epoch(self.history)
 
     def configure_optimizers(self) -> dict:

@@ -66,12 +66,15 @@ def overlay(
 
 
 def overlays(
-    items: Sequence[tuple[str, np.ndarray, Sequence[str], tuple[int, int]]], classes: Sequence[str], columns: int = 4
+    items: Sequence[tuple[str, np.ndarray, Sequence[str], tuple[int, int]]],
+    classes: Sequence[str],
+    columns: int = 4,
+    labels: bool = True,
 ) -> Figure:
-    """`overlay` of several images, `(title, image, rles, size)` each, as a grid."""
-    figure, axes = _grid([item[0] for item in items], [item[3] for item in items], columns)
+    """`overlay` of several images, `(title, image, rles, size)` each, as a grid; `labels` as there."""
+    figure, axes = image_grid([item[0] for item in items], [item[3] for item in items], columns)
     for ax, (_, image, rles, size) in zip(axes, items, strict=False):
-        overlay(ax, image, rles, size, classes)
+        overlay(ax, image, rles, size, classes, labels)
     return figure
 
 
@@ -83,7 +86,7 @@ def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit:
     """
     images, labels = np.asarray(images[:limit]), np.asarray(labels[:limit], np.float32) / 255
     palette = np.array(list(class_colours(classes).values()), np.float32)
-    figure, axes = _grid([f"sample {i}" for i in range(len(images))], [images.shape[2:]] * len(images), 4)
+    figure, axes = image_grid([f"sample {i}" for i in range(len(images))], [images.shape[2:]] * len(images), 4)
     for ax, image, label in zip(axes, images, labels, strict=False):
         grey = np.broadcast_to(image.astype(np.float32) / 255, (3, *image.shape[1:])).transpose(1, 2, 0)
         total = label.sum(axis=0)[..., None]
@@ -132,7 +135,7 @@ def errors(
         Line2D([], [], marker="s", linestyle="", color=c, label=n) for c, n in ((MISSED, "missed"), (FALSE, "false"))
     ]
     handles.append(
-        Line2D([], [], color="white", path_effects=_halo(2.5, SOFT), label=f"true outline of {classes[worst]}")
+        Line2D([], [], color="white", path_effects=halo(2.5, SOFT), label=f"true outline of {classes[worst]}")
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
@@ -154,8 +157,10 @@ def mask_region(text: str | float | None, size: tuple[int, int]) -> tuple[np.nda
     return rows[:, left : int(columns[-1]) + 1], (top, left)
 
 
-def _grid(titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int) -> tuple[NotebookFigure, list[Axes]]:
-    """Axes for images under wrapped titles, as high as their shapes need; without the ones left over."""
+def image_grid(
+    titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int
+) -> tuple[NotebookFigure, list[Axes]]:
+    """Axes for images of `sizes` (h, w) under wrapped titles, as high as their shapes need; no more than titles."""
     columns = max(1, min(columns, len(titles)))
     width = min(WIDTH / columns, 5.0)
     texts = ["\n".join(textwrap.wrap(title, int(width / 0.085))) for title in titles]
@@ -168,6 +173,11 @@ def _grid(titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int)
     for ax, text in zip(axes, texts, strict=False):
         ax.set_title(text, fontsize=9, color=INK)
     return figure, axes[: len(titles)]
+
+
+def outlines(text: str, size: tuple[int, int], grid: tuple[int, int]) -> list[Path]:
+    """The outlines of a full-size RLE mask, smooth at the resolution of `grid` (h, w), in full-size pixels."""
+    return _outlines(*mask_region(text, size), size, grid)
 
 
 def _outlines(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> list[Path]:
@@ -189,7 +199,7 @@ def _write_names(ax: Axes, places: dict[str, tuple], size: tuple[int, int], colo
     for name, (x, y, width, height) in places.items():
         text = re.sub(r"^.*-(\d+)$", r"\1", name)
         if len(text) * letter <= max(width, 2.2 * letter) and line <= 1.3 * height:
-            ax.text(x, y, text, color="white", ha="center", path_effects=_halo(points / 6), **style)
+            ax.text(x, y, text, color="white", ha="center", path_effects=halo(points / 6), **style)
         else:
             beside.append((y, x, text, name))
     middle = np.median([x for _, x, _, _ in beside]) if beside else 0
@@ -208,10 +218,11 @@ def _write_names(ax: Axes, places: dict[str, tuple], size: tuple[int, int], colo
         for (y, x, text, name), level in zip(group, levels, strict=True):
             ax.plot([x, edge], [y, level], color=colours[name], linewidth=0.6)
             ha = "left" if sign > 0 else "right"
-            ax.text(edge, level, text, color=colours[name], ha=ha, path_effects=_halo(1.6), **style)
+            ax.text(edge, level, text, color=colours[name], ha=ha, path_effects=halo(1.6), **style)
 
 
-def _halo(width: float, colour: str = "black") -> list[withStroke]:
+def halo(width: float, colour: str = "black") -> list[withStroke]:
+    """Path effects that keep text readable on any background; width in points."""
     return [withStroke(linewidth=width, foreground=colour)]
 
 

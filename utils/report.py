@@ -128,17 +128,19 @@ def _card(run: Path, name: str, page: str, notebook: Path) -> str:
 
 
 def _thumbnail(notebook: Path, width: int = 460) -> str:
-    """The first picture in a notebook's outputs, else beside it, as a small base64 JPEG; "" where there is none."""
+    """A picture of a notebook's outputs, else beside it, as a small base64 JPEG; "" where there is none.
+
+    The one that takes most bytes: radiographs rather than a chart, of which a small crop shows nothing.
+    """
     from PIL import Image
 
     outputs = [o for cell in read_json(notebook)["cells"] for o in cell.get("outputs", [])]
-    embedded = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    beside = sorted(notebook.parent.glob("*.png"))
+    embedded = ["".join(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    beside = list(notebook.parent.glob("*.png"))
     if embedded:
-        picture = "".join(embedded[0])
-        source: Any = io.BytesIO(base64.b64decode(picture))
+        source: Any = io.BytesIO(base64.b64decode(max(embedded, key=len)))
     elif beside:
-        source = beside[0]
+        source = max(beside, key=lambda path: path.stat().st_size)
     else:
         return ""
     with Image.open(source) as image:

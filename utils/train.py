@@ -52,13 +52,15 @@ def fit(
     init_checkpoint: str | Path | None = None,
     on_epoch: Callable[[list[dict]], None] | None = None,
     wandb_project: str = "",
+    resumable: bool = True,
 ) -> Trained:
     """Train on the images named `train`, validate on `validation` (may be empty), write everything below `folder`.
 
     Writes best/ and last/ (checkpoint folders), history.csv, val_dice.csv (images × classes of the best epoch), logs/
     (TensorBoard) and, while it runs, resume.ckpt: started again with the same configuration and data, training goes on
     after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
-    number of threads). With anything changed, it starts anew. `on_epoch` gets the history after each epoch.
+    number of threads). With anything changed, it starts anew. `on_epoch` gets the history after each epoch. Without
+    `resumable` there is no resume.ckpt, which for a large network takes longer to write than a short epoch lasts.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,11 +78,11 @@ def fit(
         config, settings, augmentation, cache, [*train, "|", *validation], encoder_weights, init_checkpoint
     )
     resume = _resumable(folder / RESUME, key)
-    member = Member(model, config, settings, folder, cache, validation, key, on_epoch or print_epoch)
+    member = Member(model, config, settings, folder, cache, validation, key, on_epoch or print_epoch, resumable)
     trainer = _trainer(settings, folder, device, bool(validation), wandb_project)
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*"
+            "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
         )
         trainer.fit(
             member,

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 
 from utils.models import (
+    cam,
     deconvnet,
     deeplab,
     dilatednet,
@@ -42,6 +43,7 @@ _BUILDERS: dict[str, Callable[..., PaddedModel]] = {
     **dict.fromkeys(mobilevit.NETWORKS, mobilevit.build),
     **dict.fromkeys(swin_unet.NETWORKS, swin_unet.build),
     **dict.fromkeys(mask2former.NETWORKS, mask2former.build),
+    **dict.fromkeys(cam.NETWORKS, cam.build),
 }
 
 
