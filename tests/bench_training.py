@@ -160,7 +160,7 @@ def fed_steps() -> list[dict]:
     for name, options in profile.models.items():
         torch.manual_seed(0)
         model = build_model(
-            options["architecture"], len(classes), options["encoder"], **options["model_options"]
+            options["architecture"], len(classes), options.get("encoder"), **options["model_options"]
         ).train()
         optimizer, loss = torch.optim.AdamW(model.parameters(), 1e-4), build_loss("bce_dice")
         loader = training_loader(cache, table["image_name"].tolist(), Augmenter(Augmentation()), batch_size, seed=0)
@@ -168,7 +168,7 @@ def fed_steps() -> list[dict]:
         def step(batch: dict, model=model, optimizer=optimizer, loss=loss) -> None:
             image = normalise(batch["image"], [0.5] * 3, [0.2] * 3)
             optimizer.zero_grad()
-            loss(model(image), batch["label"].float() / 255).backward()
+            model.training_loss(image, batch["label"].float() / 255, loss).backward()
             optimizer.step()
 
         batches = endless(loader)

@@ -15,9 +15,9 @@ from utils.models.mask2former import class_logits
 
 FEW = {"queries": 8}
 SMALLEST = {
-    "unet_paper": {},
-    "residual_unet": {},
-    "attention_unet": {},
+    "unet_paper": {"width": 1 / 8},
+    "residual_unet": {"width": 1 / 8},
+    "attention_unet": {"width": 1 / 8},
     "unetplusplus_paper": {},
     "unet3plus": {},
     "hrnetv2_w18": {},

@@ -11,6 +11,11 @@ from utils.models.blocks import deep_supervision, initialise, no_encoder, upsamp
 WIDTHS = (64, 128, 256, 512, 1024)
 
 
+def scaled(width: float) -> list[int]:
+    """WIDTHS, times `width`."""
+    return [max(1, round(width * channels)) for channels in WIDTHS]
+
+
 class UNet(nn.Module):
     """U-Net (Ronneberger, Fischer, Brox 2015, figure 1): 31.0 M parameters for the paper's 2 classes.
 
@@ -21,14 +26,15 @@ class UNet(nn.Module):
     The paper prints no count; 31.0 M is what its figure adds up to.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
-        self.down = nn.ModuleList(_twice(a, b, norm=False) for a, b in zip((3, *WIDTHS), WIDTHS, strict=False))
-        levels = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
+        widths = scaled(width)
+        self.down = nn.ModuleList(_twice(a, b, norm=False) for a, b in zip((3, *widths), widths, strict=False))
+        levels = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, here, 2, 2) for below, here in levels)
         self.merge = nn.ModuleList(_twice(2 * here, here, norm=False) for _, here in levels)
         self.dropout = nn.Dropout(0.5)
-        self.head = nn.Conv2d(WIDTHS[0], classes, 1)
+        self.head = nn.Conv2d(widths[0], classes, 1)
         initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -51,9 +57,9 @@ class ResidualUNet(nn.Module):
     without the 1 × 1 projections that many reimplementations add (8.2 M): see `ResidualUnit`.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
-        one, two, three, four = WIDTHS[:4]
+        one, two, three, four = scaled(width)[:4]
         self.stem = nn.Conv2d(3, one, 3, padding=1, bias=False)
         self.first = nn.Sequential(
             nn.BatchNorm2d(one), nn.ReLU(inplace=True), nn.Conv2d(one, one, 3, padding=1, bias=False)
@@ -65,7 +71,7 @@ class ResidualUNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float (N, 3, H, W), H and W multiples of 8, to logits (N, classes, H, W)."""
-        skips = [self.first(self.stem(image)) + keep_identity(image, WIDTHS[0], 1)]
+        skips = [self.first(self.stem(image)) + keep_identity(image, self.stem.out_channels, 1)]
         for unit in self.down:
             skips.append(unit(skips[-1]))
         maps = skips.pop()
@@ -114,10 +120,11 @@ class AttentionUNet(nn.Module):
     the first, whose features are too low-level to be asked, and every scale of the decoder is supervised.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
-        self.down = nn.ModuleList(_twice(a, b, norm=True) for a, b in zip((3, *WIDTHS), WIDTHS, strict=False))
-        levels = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
+        widths = scaled(width)
+        self.down = nn.ModuleList(_twice(a, b, norm=True) for a, b in zip((3, *widths), widths, strict=False))
+        levels = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(_conv(below, here, norm=True) for below, here in levels)
         self.gates = nn.ModuleList(AttentionGate(here, below) for below, here in levels[:-1])
         self.merge = nn.ModuleList(_twice(2 * here, here, norm=True) for _, here in levels)
@@ -178,8 +185,11 @@ def _twice(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
 NETWORKS = {"unet_paper": (UNet, 16), "residual_unet": (ResidualUNet, 8), "attention_unet": (AttentionUNet, 16)}
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """One of NETWORKS. They were never trained as classifiers: an encoder or weights for one are refused."""
+def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None, width: float = 1.0) -> PaddedModel:
+    """One of NETWORKS. They were never trained as classifiers: an encoder or weights for one are refused.
+
+    `width` scales the channels (64 to 1024), for small machines and few images.
+    """
     no_encoder(name, encoder, encoder_weights)
     network, multiple = NETWORKS[name]
-    return PaddedModel(network(classes), multiple)
+    return PaddedModel(network(classes, width), multiple)
