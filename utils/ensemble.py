@@ -183,13 +183,15 @@ def choose_thresholds(
 
 @dataclass(frozen=True)
 class Weights:
-    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote, each fold
-    with the weights that the other folds chose: the honest figure. equal: mean Dice with equal weights.
+    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote with them.
+    equal, crossed: mean Dice with equal weights, and with weights that each fold got from the other folds: the figure
+    to expect on new people.
     """
 
     best: dict[str, float]
     dice: pd.DataFrame
     equal: float
+    crossed: float
 
 
 def choose_weights(
@@ -221,12 +223,13 @@ def choose_weights(
 
     equal = dice((1,) * len(models))
     if len(np.unique(fold_of)) < 2:
-        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal))
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal))
     crossed = equal.copy()
     for fold in np.unique(fold_of):
         crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
     best = select(np.ones(len(fold_of), bool))
-    return Weights({m: n / sum(best) for m, n in zip(models, best, strict=True)}, crossed, mean_dice(equal))
+    weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
+    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed))
 
 
 def model_weights(members: Sequence[Member], models: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
