@@ -10,9 +10,10 @@ import pandas as pd
 
 from tests import reference
 from tests.bench_tools import seconds, side_by_side
-from utils import fullres, rle, submission
-from utils.competition import HAND_BONES
+from utils import submission
+from utils.data.competition import HAND_BONES
 from utils.files import ROOT
+from utils.masks import rle, upsampling
 
 SIZE = (2048, 2048)
 AREAS = np.geomspace(3_900, 75_000, len(HAND_BONES))
@@ -68,27 +69,27 @@ def full_size() -> list[dict]:
     truth_rles = [rle.encode(mask) for mask in truth]
     same = sum(
         a == b
-        for a, b in zip(fullres.encode_masks(logits, SIZE, 0), reference.logits_to_rle(logits, SIZE), strict=True)
+        for a, b in zip(upsampling.encode_masks(logits, SIZE, 0), reference.logits_to_rle(logits, SIZE), strict=True)
     )
     noise = rng.normal(size=logits.shape).astype(np.float32)
     return [
         side_by_side(
             "29 × 512² logits to RLE at 2048²",
-            lambda: fullres.encode_masks(logits, SIZE, 0),
+            lambda: upsampling.encode_masks(logits, SIZE, 0),
             lambda: reference.logits_to_rle(logits, SIZE),
             repeats=9,
             note=f"{same} of {len(logits)} strings identical",
         ),
         side_by_side(
             "full-size validation of an image",
-            lambda: rle.dice_column(fullres.encode_masks(logits, SIZE, 0), truth_rles),
+            lambda: rle.dice_column(upsampling.encode_masks(logits, SIZE, 0), truth_rles),
             lambda: reference.validate(logits, truth),
             repeats=9,
             note="logits to Dice of 29 classes, truth in memory on both sides",
         ),
         side_by_side(
             "the same logits to RLE, pure noise",
-            lambda: fullres.encode_masks(noise, SIZE, 0),
+            lambda: upsampling.encode_masks(noise, SIZE, 0),
             lambda: reference.logits_to_rle(noise, SIZE),
             repeats=1,
             note="worst case: every pixel near the threshold",

@@ -16,19 +16,19 @@ import torch
 
 from tests import reference
 from tests.bench_tools import seconds, side_by_side
-from utils import ensemble
-from utils.augment import NO_AUGMENTATION, Augmentation, Augmenter
-from utils.cache import Cache
-from utils.competition import read_annotation, read_classes, read_index
+from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
+from utils.data.cache import Cache
+from utils.data.competition import read_annotation, read_classes, read_index
+from utils.data.loader import normalise, training_loader
 from utils.device import peak_memory
 from utils.files import ROOT
-from utils.loader import normalise, training_loader
-from utils.losses import build_loss
-from utils.metrics import dice_per_class
+from utils.inference import ensemble
+from utils.inference.probabilities import ProbabilityStore
+from utils.masks.dice import dice_per_class
 from utils.models import build_model
-from utils.probabilities import ProbabilityStore
-from utils.profile import profile_path, read_profile
-from utils.sample import make_sample
+from utils.pipeline.profile import profile_path, read_profile
+from utils.sample.generator import make_sample
+from utils.training.losses import build_loss
 
 
 @once
@@ -97,7 +97,7 @@ def cache_building() -> list[dict]:
 
 
 def soft_maps(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Probabilities like a member's: the soft label moved a little, its edge widened, a faint haze around it."""
+    """Probabilities like a fold model's: the soft label moved a little, its edge widened, a faint haze around it."""
     shifted = np.roll(label, rng.integers(-1, 2, 2), (1, 2)).astype(np.float32) / 255
     blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.5) for plane in shifted])
     logits = np.clip(8 * (blurred - 0.5) / 0.5, -8, 8) + rng.normal(0, 0.3, label.shape)
@@ -109,7 +109,10 @@ def stored_probabilities() -> list[dict]:
     table, _, _ = data()
     names, rows = table["image_name"].tolist()[:4], []
     with tempfile.TemporaryDirectory() as folder:
-        for title, sides in (("2 members at 512", (512, 512)), ("members at 512, 384 and 256", (512, 384, 256))):
+        for title, sides in (
+            ("2 fold models at 512", (512, 512)),
+            ("fold models at 512, 384 and 256", (512, 384, 256)),
+        ):
             stores, maps = [], {name: [] for name in names}
             for number, side in enumerate(sides):
                 stores.append(ProbabilityStore(Path(folder, title, str(number))))
@@ -128,15 +131,15 @@ def stored_probabilities() -> list[dict]:
             ours = np.mean([dice_per_class(vote(stores, name), truth[name]).mean() for name in names])
             exact = [dice_per_class(reference.soft_vote(maps[n], (2048, 2048), 0.5), truth[n]).mean() for n in names]
             size = np.mean([stores[0].path(name).stat().st_size for name in names]) / 1000
-            row["note"] = f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB an image and member at 512"
+            row["note"] = f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB an image and fold model at 512"
             rows.append(row)
-        for members in (2, 10):
-            command = [sys.executable, "-m", "tests.bench_training", str(stores[0].folder), str(members)]
+        for fold_models in (2, 10):
+            command = [sys.executable, "-m", "tests.bench_training", str(stores[0].folder), str(fold_models)]
             peak = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
             note = f"peak memory of the process {peak} MB"
             rows.append(
                 {
-                    "name": f"soft vote of {members} members at 512",
+                    "name": f"soft vote of {fold_models} fold models at 512",
                     "ours_s": None,
                     "reference_s": None,
                     "ratio": None,

@@ -19,6 +19,6 @@ settings.load_profile("here")
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A tiny synthetic data set: 6 people to train on, 2 to test, 256 × 256 pixels."""
-    from utils.sample import make_sample
+    from utils.sample.generator import make_sample
 
     return make_sample(tmp_path_factory.mktemp("data") / "sample", train_people=6, test_people=2, image_size=256)

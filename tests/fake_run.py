@@ -13,19 +13,6 @@ import numpy as np
 
 from utils.files import ROOT
 
-MODULES = (
-    "__init__",
-    "files",
-    "params",
-    "profile",
-    "step",
-    "runfolder",
-    "pipeline",
-    "leaderboard",
-    "report",
-    "competition",
-)
-
 COMMON = 'data_dir: str = ""  # data\noutput_dir: str = "outputs/try"  # run\nn_folds: int = 5  # folds\n'
 MEMBER = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
 
@@ -90,9 +77,7 @@ predict: {tta: hflip}
 
 def make_repository(root: Path) -> Path:
     """A repository below `root` with the pipeline's modules, quick notebooks and the profile `quick`."""
-    (root / "utils").mkdir(parents=True)
-    for name in MODULES:
-        shutil.copy(ROOT / "utils" / f"{name}.py", root / "utils")
+    shutil.copytree(ROOT / "utils", root / "utils", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "notebooks" / "profiles").mkdir(parents=True)
     shutil.copy(ROOT / "notebooks" / "Snakefile", root / "notebooks")
     (root / "notebooks" / "profiles" / "quick.yaml").write_text(PROFILE)

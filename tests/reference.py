@@ -91,10 +91,10 @@ def training_sample(image_path: str, polygons: dict[str, list[np.ndarray]], tran
     return torch.from_numpy(image.transpose(2, 0, 1)).float(), torch.from_numpy(label.transpose(2, 0, 1)).float()
 
 
-def soft_vote(members: Sequence[np.ndarray], size: tuple[int, int], threshold: float) -> list[str]:
-    """The plain soft vote: every member's probabilities (C, h, w) to full size in float32, averaged, cut, encoded."""
-    total = upsample(members[0], size)
-    for maps in members[1:]:
+def soft_vote(fold_models: Sequence[np.ndarray], size: tuple[int, int], threshold: float) -> list[str]:
+    """The plain vote: every fold model's probabilities (C, h, w) to full size in float32, averaged, cut, encoded."""
+    total = upsample(fold_models[0], size)
+    for maps in fold_models[1:]:
         total += upsample(maps, size)
-    total /= len(members)
+    total /= len(fold_models)
     return [encode(mask) for mask in total > threshold]

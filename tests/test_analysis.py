@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import analysis, survey, survey_figures
-from utils.competition import HAND_BONES, read_index
-from utils.folds import assign_folds
-from utils.label_check import suspicious
-from utils.metrics import dice_per_class
-from utils.rle import encode
-from utils.sample import make_sample
+from utils import figures
+from utils.data.competition import HAND_BONES, read_index
+from utils.data.folds import assign_folds
+from utils.eda import statistics, survey
+from utils.eda.label_check import suspicious
+from utils.masks.dice import dice_per_class
+from utils.masks.rle import encode
+from utils.sample.generator import make_sample
 
 CLASSES = ["a", "b", "c", "absent"]
 SIZE = (64, 80)
@@ -97,7 +98,7 @@ def test_overlaps_are_those_of_the_pixels(measured):
     }
     assert expected
     assert {(r.image_name, r.a, r.b): r.intersection for r in found.pairs.itertuples()} == expected
-    for row in analysis.overlap_table(found).itertuples():
+    for row in statistics.overlap_table(found).itertuples():
         a, b = CLASSES.index(row.a), CLASSES.index(row.b)
         both = [planes for planes in masks.values() if planes[a].any() and planes[b].any()]
         assert row.of == len(both)
@@ -125,14 +126,14 @@ def test_argmax_cost_is_the_dice_after_numpys_argmax(measured):
             winner = order[planes[order].argmax(axis=0)]  # the first class in this order that has the pixel
             kept = [planes[c] & (winner == c) for c in range(4)]
             dice[rule].append(dice_per_class([encode(m) for m in kept], [encode(m) for m in planes]))
-    cost = analysis.argmax_cost(found)
+    cost = statistics.argmax_cost(found)
     for rule, values in dice.items():
         assert cost[rule].to_numpy() == pytest.approx(np.mean(values, axis=0))
 
 
 def test_class_statistics_keep_the_order_and_count_absent_classes(measured):
     found, masks, _ = measured
-    table = analysis.class_statistics(found)
+    table = statistics.class_statistics(found)
     assert list(table.index) == CLASSES and np.isnan(table.loc["absent", "images"])
     areas = [planes[1].sum() for planes in masks.values()]
     assert tuple(table.loc["b", ["mean_area", "min_area", "max_area"]]) == pytest.approx(
@@ -161,11 +162,11 @@ def hands(tmp_path_factory):
 def test_hands_of_the_sample(hands):
     annotated = hands.images[hands.images["annotation"] != ""]
     assert annotated.groupby("ID")["side"].apply(lambda s: sorted(s) == ["L", "R"]).all()
-    sizes = analysis.bone_sizes(hands)
-    assert len(sizes) == 10 and analysis.correlations(sizes)["height_cm"] > 0.5
-    assert analysis.argmax_cost(hands).mean().between(0.9, 0.99).all()
-    assert len(analysis.pick_examples(annotated, 4)) == 4
-    assert (analysis.pick_examples(annotated, 4).groupby("ID").size() == 2).all()
+    sizes = statistics.bone_sizes(hands)
+    assert len(sizes) == 10 and statistics.correlations(sizes)["height_cm"] > 0.5
+    assert statistics.argmax_cost(hands).mean().between(0.9, 0.99).all()
+    assert len(statistics.pick_examples(annotated, 4)) == 4
+    assert (statistics.pick_examples(annotated, 4).groupby("ID").size() == 2).all()
 
 
 def test_a_clean_sample_raises_no_suspicion(hands):
@@ -239,22 +240,22 @@ def test_missing_classes_and_wrong_sides_are_found(hands):
 def test_data_of_another_kind_raises_no_suspicion_and_has_all_its_figures(measured):
     found = measured[0]
     assert not suspicious(found)["reason"].str.contains("expected|place").any()
-    assert analysis.bone_sizes(found).empty
+    assert statistics.bone_sizes(found).empty
     assert found.images["side"].eq("").all()
     folds = assign_folds(found.images, 3)
-    survey_figures.fold_sizes(folds, found)
-    for figure in (survey_figures.class_areas, survey_figures.density_maps, survey_figures.exposure):
+    figures.fold_sizes(folds, found)
+    for figure in (figures.class_areas, figures.density_maps, figures.exposure):
         assert figure(found).axes
 
 
 def test_figures_of_hands(hands):
-    matrix = survey_figures.overlap_matrix(hands)
+    matrix = figures.overlap_matrix(hands)
     names = [t.get_text() for t in matrix.axes[0].get_yticklabels()]
     assert "Pisiform" in names and "finger-1" not in names
-    assert "Pisiform" in [t.get_text() for t in survey_figures.argmax_losses(hands).axes[0].get_yticklabels()]
-    assert len(survey_figures.density_maps(hands).axes) == 29 + 1
-    assert "of 20 wrists" in survey_figures.wrists(hands).axes[0].get_title()
-    assert len(survey_figures.body(analysis.bone_sizes(hands)).axes) == 3
+    assert "Pisiform" in [t.get_text() for t in figures.argmax_losses(hands).axes[0].get_yticklabels()]
+    assert len(figures.density_maps(hands).axes) == 29 + 1
+    assert "of 20 wrists" in figures.wrists(hands).axes[0].get_title()
+    assert len(figures.body(statistics.bone_sizes(hands)).axes) == 3
     folds = assign_folds(hands.images, 5)
-    assert analysis.describe_folds(folds, hands)["images"].sum() == 20
-    assert len(survey_figures.fold_sizes(folds, hands).axes[0].texts) == 5
+    assert statistics.describe_folds(folds, hands)["images"].sum() == 20
+    assert len(figures.fold_sizes(folds, hands).axes[0].texts) == 5

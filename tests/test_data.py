@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import folds as folding
-from utils.competition import (
+from utils.data import folds as folding
+from utils.data.competition import (
     HAND_BONES,
     DataError,
     check_data,
@@ -19,7 +19,7 @@ from utils.competition import (
     read_index,
     read_metadata,
 )
-from utils.sample import geometry, roster
+from utils.sample.generator import geometry, roster
 
 
 @pytest.fixture

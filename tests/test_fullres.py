@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from utils import fullres, rle
+from utils.masks import rle, upsampling
 
 LENGTHS = st.integers(1, 40)
 FULL = st.integers(1, 200)
@@ -39,7 +39,7 @@ def assert_close_to_torch(maps: np.ndarray, size: tuple[int, int], threshold: fl
     """Pixels that differ from torch; none may lie further than the docstring's tolerance from the threshold."""
     upsampled = reference.upsample(maps, size)
     expected = upsampled > np.float32(threshold)
-    found = np.stack([rle.decode(text, size) for text in fullres.encode_masks(maps, size, threshold)])
+    found = np.stack([rle.decode(text, size) for text in upsampling.encode_masks(maps, size, threshold)])
     differ = found != expected
     tolerance = 1e-5 * np.abs(maps).max(axis=(1, 2), keepdims=True)
     assert not (differ & (np.abs(upsampled - np.float32(threshold)) > tolerance)).any()
@@ -49,7 +49,7 @@ def assert_close_to_torch(maps: np.ndarray, size: tuple[int, int], threshold: fl
 @given(scores(), FULL, FULL, st.sampled_from([-1, 0, 0.3, 0.5, 1]), st.sampled_from([1, 100, 2**15]))
 def test_masks_equal_torchs(maps: np.ndarray, height: int, width: int, threshold: float, band: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fullres, "BAND_PIXELS", band)
+        patch.setattr(upsampling, "BAND_PIXELS", band)
         assert_close_to_torch(maps, (height, width), threshold)
 
 
@@ -70,24 +70,24 @@ def test_strings_of_bones_equal_the_baselines() -> None:
     y, x = np.mgrid[:128, :128]
     centres = np.random.default_rng(0).uniform(0, 128, (8, 2, 1, 1))
     logits = (12 - np.hypot(y - centres[:, 0], x - centres[:, 1])).astype(np.float32)
-    assert fullres.encode_masks(logits, (512, 600), 0) == reference.logits_to_rle(logits, (512, 600))
+    assert upsampling.encode_masks(logits, (512, 600), 0) == reference.logits_to_rle(logits, (512, 600))
     probabilities = torch.sigmoid(torch.from_numpy(logits)).numpy()
     expected = reference.encode_masks(probabilities, (512, 600), 0.5)
-    assert fullres.encode_masks(torch.from_numpy(probabilities), (512, 600), [0.5] * 8) == expected
+    assert upsampling.encode_masks(torch.from_numpy(probabilities), (512, 600), [0.5] * 8) == expected
 
 
 def test_a_threshold_for_each_class_and_runs_as_intervals() -> None:
     maps = np.random.default_rng(0).random((3, 10, 12), dtype=np.float32)
     thresholds = [0.2, 0.5, 2]
-    found = fullres.encode_masks(maps, (90, 70), thresholds)
-    assert found == [fullres.encode_masks(maps[[i]], (90, 70), t)[0] for i, t in enumerate(thresholds)]
+    found = upsampling.encode_masks(maps, (90, 70), thresholds)
+    assert found == [upsampling.encode_masks(maps[[i]], (90, 70), t)[0] for i, t in enumerate(thresholds)]
     assert found[2] == ""
-    assert [rle.to_string(*runs) for runs in fullres.mask_runs(maps, (90, 70), thresholds)] == found
+    assert [rle.to_string(*runs) for runs in upsampling.mask_runs(maps, (90, 70), thresholds)] == found
 
 
 def test_full_masks_are_one_run() -> None:
-    assert fullres.encode_masks(np.ones((1, 3, 3), np.float32), (600, 500), 0) == ["1 300000"]
-    assert fullres.encode_masks(np.zeros((1, 3, 3), np.float32), (600, 500), -0.1) == ["1 300000"]
+    assert upsampling.encode_masks(np.ones((1, 3, 3), np.float32), (600, 500), 0) == ["1 300000"]
+    assert upsampling.encode_masks(np.zeros((1, 3, 3), np.float32), (600, 500), -0.1) == ["1 300000"]
 
 
 def test_views_and_read_only_arrays_are_accepted() -> None:
@@ -96,26 +96,26 @@ def test_views_and_read_only_arrays_are_accepted() -> None:
     flipped.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fullres.encode_masks(flipped, (80, 80), 0.5) == reference.encode_masks(flipped.copy(), (80, 80), 0.5)
+        assert upsampling.encode_masks(flipped, (80, 80), 0.5) == reference.encode_masks(flipped.copy(), (80, 80), 0.5)
 
 
 def test_infinite_scores_behave_as_in_torch() -> None:
     maps = np.array([[[1, -np.inf, 1], [1, 1, 1], [2, np.inf, 1]]], np.float32)
-    assert fullres.encode_masks(maps, (90, 70), 0.5) == reference.encode_masks(maps, (90, 70), 0.5)
+    assert upsampling.encode_masks(maps, (90, 70), 0.5) == reference.encode_masks(maps, (90, 70), 0.5)
 
 
 def test_nan_and_other_input_is_refused() -> None:
     maps = np.zeros((4, 5, 5), np.float32)
     with pytest.raises(ValueError, match=r"expected float32 \(C, h, w\), found float64"):
-        fullres.encode_masks(maps.astype(float), (9, 9), 0)
+        upsampling.encode_masks(maps.astype(float), (9, 9), 0)
     with pytest.raises(ValueError, match=r"expected float32 \(C, h, w\), found float32 \(5, 5\)"):
-        fullres.encode_masks(maps[0], (9, 9), 0)
+        upsampling.encode_masks(maps[0], (9, 9), 0)
     for threshold in ([0, 1], float("nan")):
         with pytest.raises(ValueError, match="threshold: expected a number or 4 of them"):
-            fullres.encode_masks(maps, (9, 9), threshold)
+            upsampling.encode_masks(maps, (9, 9), threshold)
     maps[1, 2, 2] = maps[3, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN in 2 of 4 classes, at class index 1, 3"):
-        fullres.encode_masks(maps, (9, 9), 0)
+        upsampling.encode_masks(maps, (9, 9), 0)
 
 
 @given(scores(), FULL, FULL, st.data())
@@ -132,12 +132,12 @@ def test_regions_equal_crops_of_the_whole(maps: np.ndarray, height: int, width: 
     upsampled = reference.upsample(whole, size)[0]
     tolerance = 1e-5 * np.abs(maps).max()  # for small images torch takes another route, with other last bits
     patch = maps[0, y:y_end, x:x_end]
-    found = fullres.upsample_region(patch, (y, x), grid, size, (top, left, bottom, right))
+    found = upsampling.upsample_region(patch, (y, x), grid, size, (top, left, bottom, right))
     assert found.dtype == np.float32
     assert found.shape == (bottom - top, right - left)
     assert (np.abs(found - upsampled[top:bottom, left:right]) <= tolerance).all()
 
-    t, l, b, r = fullres.reach((y, x), patch.shape, grid, size)  # noqa: E741
+    t, l, b, r = upsampling.reach((y, x), patch.shape, grid, size)  # noqa: E741
     outside = upsampled.copy()
     outside[t:b, l:r] = 0
     assert (np.abs(outside) <= tolerance).all()
@@ -145,24 +145,26 @@ def test_regions_equal_crops_of_the_whole(maps: np.ndarray, height: int, width: 
     mask = upsampled > 0.1
     cut = np.zeros_like(mask)
     cut[top:bottom, left:right] = mask[top:bottom, left:right]
-    assert rle.to_string(*fullres.region_runs(mask[top:bottom, left:right], (top, left), size)) == reference.encode(cut)
+    assert rle.to_string(*upsampling.region_runs(mask[top:bottom, left:right], (top, left), size)) == reference.encode(
+        cut
+    )
 
 
 def test_large_regions_are_made_in_bands() -> None:
     patch = np.random.default_rng(0).random((60, 50), dtype=np.float32)
     whole = np.zeros((1, 100, 90), np.float32)
     whole[0, 30:90, 20:70] = patch
-    found = fullres.upsample_region(patch, (30, 20), (100, 90), (777, 801), (100, 50, 760, 801))
+    found = upsampling.upsample_region(patch, (30, 20), (100, 90), (777, 801), (100, 50, 760, 801))
     assert (found == reference.upsample(whole, (777, 801))[0, 100:760, 50:801]).all()
 
 
 def test_regions_that_do_not_fit_are_refused() -> None:
     patch = np.zeros((3, 4), np.float32)
     with pytest.raises(ValueError, match=r"patch .* = \(6, 0, 9, 4\) does not fit \(8, 8\)"):
-        fullres.upsample_region(patch, (6, 0), (8, 8), (20, 20), (0, 0, 5, 5))
+        upsampling.upsample_region(patch, (6, 0), (8, 8), (20, 20), (0, 0, 5, 5))
     with pytest.raises(ValueError, match=r"box .* does not fit \(20, 20\)"):
-        fullres.upsample_region(patch, (0, 0), (8, 8), (20, 20), (0, 0, 5, 21))
+        upsampling.upsample_region(patch, (0, 0), (8, 8), (20, 20), (0, 0, 5, 21))
     with pytest.raises(ValueError, match=r"mask .* does not fit"):
-        fullres.region_runs(patch > 0, (18, 0), (20, 20))
+        upsampling.region_runs(patch > 0, (18, 0), (20, 20))
     with pytest.raises(ValueError, match="expected a bool"):
-        fullres.region_runs(patch, (0, 0), (20, 20))
+        upsampling.region_runs(patch, (0, 0), (20, 20))

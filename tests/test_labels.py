@@ -4,14 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import fullres
-from utils.augment import affine, flip, paste, transform_matrix
-from utils.cache import make_entry
-from utils.competition import HAND_BONES, read_annotation, read_index
-from utils.masks import draw
-from utils.metrics import dice_per_class
-from utils.rle import encode
-from utils.sample import make_sample
+from utils.data.augment import affine, flip, paste, transform_matrix
+from utils.data.cache import make_entry
+from utils.data.competition import HAND_BONES, read_annotation, read_index
+from utils.masks import upsampling
+from utils.masks.dice import dice_per_class
+from utils.masks.labels import draw
+from utils.masks.rle import encode
+from utils.sample.generator import make_sample
 
 CLASSES = list(HAND_BONES)
 
@@ -24,7 +24,7 @@ def rows(tmp_path_factory):
 
 def kept(label, size, truth):
     """Mean Dice of a label uint8 (classes, h, w), upsampled and cut at one half, against the true masks."""
-    return dice_per_class(fullres.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
+    return dice_per_class(upsampling.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
 
 
 @pytest.mark.parametrize(("side", "goal"), [(256, 0.990), (512, 0.995), (1024, 0.998)])

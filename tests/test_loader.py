@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import fullres, rle
-from utils.augment import (
+from utils.data.augment import (
     NO_AUGMENTATION,
     Augmentation,
     Augmenter,
@@ -21,11 +20,12 @@ from utils.augment import (
     transform_matrix,
     warp,
 )
-from utils.cache import Cache, make_entry
-from utils.competition import DataError, read_annotation, read_classes, read_index
-from utils.loader import EpochSampler, plain_loader, training_loader
-from utils.masks import draw
-from utils.metrics import dice_per_class
+from utils.data.cache import Cache, make_entry
+from utils.data.competition import DataError, read_annotation, read_classes, read_index
+from utils.data.loader import EpochSampler, plain_loader, training_loader
+from utils.masks import rle, upsampling
+from utils.masks.dice import dice_per_class
+from utils.masks.labels import draw
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,9 @@ def test_labels_by_coverage_come_back_to_full_size_better_than_by_nearest(sample
 
     def kept(source, name):
         entry = source.read(name)
-        return dice_per_class(fullres.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth)
+        return dice_per_class(
+            upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth
+        )
 
     coverage, nearest = (np.mean([kept(source, name) for name in names]) for source in (cache, shifted))
     assert 1 - coverage < (1 - nearest) / 3  # FACTS of the field: 0.004 against 0.031 is lost via 512 pixels

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from utils.fullres import upsample_region
-from utils.masks import coverage, draw, draw_region, nearest, shrink, soft_label
-from utils.regions import Regions
+from utils.masks.labels import coverage, draw, draw_region, nearest, shrink, soft_label
+from utils.masks.sparse import Regions
+from utils.masks.upsampling import upsample_region
 
 points = st.lists(st.tuples(st.integers(-20, 70), st.integers(-20, 70)), min_size=3, max_size=8)
 polygons = st.lists(points.map(lambda p: np.array(p, np.int32)), min_size=0, max_size=3)

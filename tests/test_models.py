@@ -9,10 +9,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from utils.losses import LOSSES, build_loss
 from utils.models import ModelError, build_model, list_models
 from utils.models.base import start_from_prior
 from utils.models.smp import DECODERS
+from utils.training.losses import LOSSES, build_loss
 
 THIN = "tu-mobilenetv3_small_050"
 

@@ -92,14 +92,14 @@ def test_every_step_leaves_metrics_and_pictures(run, step, keys):
     assert all(0 <= metrics[k] <= 1 for k in keys if k.endswith("_dice"))
 
 
-def test_a_member_trained_on_everything_votes_on_the_test_images_only(run):
+def test_a_fold_model_trained_on_everything_votes_on_the_test_images_only(run):
     for step in ("03_train", "04_inference_tta"):
         metrics = read_json(run / step / "thin" / "fold-1" / "metrics.json")
         assert metrics["val_dice"] is None and metrics.get("oof_dice") is None
     predicted = run / "04_inference_tta" / "thin" / "fold-1"
     assert list((predicted / "test").glob("*.npz")) and not list((predicted / "oof").glob("*.npz"))
-    members = read_json(run / "05_ensemble" / "metrics.json")["members"]
-    assert [member["fold"] for member in members] == [-1, 0, 1]
+    fold_models = read_json(run / "05_ensemble" / "metrics.json")["fold_models"]
+    assert [fold_model["fold"] for fold_model in fold_models] == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("step", ["02_baseline_fcn", "05_ensemble"])

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from utils.files import ROOT
-from utils.params import Parameter, ParameterError, check_choice, check_parameters, check_values, declared, parse_cell
+from utils.params import Parameter, ParameterError, check_parameters, check_values, declared, parse_cell
 
 CELL = """
 data_dir: str = ""  # the data folder, "" for the sample
@@ -89,10 +89,10 @@ def test_a_value_is_taken_as_what_it_means(injected, name, value):
 @pytest.mark.parametrize(
     ("injected", "expected"),
     [
-        ("folld = 3", "did you mean fold? There are data_dir, fold,"),
-        ("n_fold = 3", "did you mean n_folds?"),
-        ("LR = 3", "did you mean lr?"),
-        ("learning_rate = 3", "did you mean lr?"),
+        ("folld = 3", "did you mean fold"),
+        ("n_fold = 3", "did you mean n_folds"),
+        ("LR = 3", "did you mean lr? There are data_dir, fold,"),
+        ("learning_rate = 3", "did you mean lr? There are data_dir, fold,"),
         ("fold = 3.5", "fold = 3.5: expected int"),
         ("fold = True", "fold = True: expected int"),
         ("fold = 'first'", "fold = 'first': expected int"),
@@ -132,12 +132,9 @@ def test_the_form_of_a_parameters_cell_is_checked():
     assert [p.split("`")[1].split(":")[0].split(" ")[0] for p in error.value.problems] == ["a", "b", "c", "d", "f"]
 
 
-def test_check_values_takes_a_part_and_check_choice_names_the_nearest():
+def test_check_values_takes_a_part():
     checked, problems = check_values(parse_cell(CELL), {"fold": "2"})
     assert (checked, problems) == ({"fold": 2}, [])
-    assert check_choice("loss", "bce", {"dice", "bce"}) == "bce"
-    with pytest.raises(ParameterError, match="did you mean 'dice'\\? One of bce, dice"):
-        check_choice("loss", "dise", ["dice", "bce"])
 
 
 @pytest.fixture
@@ -163,7 +160,7 @@ def jupyter(notebook, *command: str) -> subprocess.CompletedProcess:
 def test_papermill_stops_before_torch_with_a_short_message(notebook):
     result = jupyter(notebook, "papermill", "n.ipynb", "out.ipynb", "-p", "folld", "1", "-p", "lr", "fast")
     assert result.returncode != 0
-    assert "folld: no such parameter; did you mean fold?" in result.stderr
+    assert "unknown parameter 'folld': did you mean fold" in result.stderr
     assert "lr = 'fast': expected float" in result.stderr
     assert "Traceback" not in result.stderr.split("Exception encountered")[1]
 

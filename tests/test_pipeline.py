@@ -16,10 +16,10 @@ import yaml
 from filelock import FileLock
 
 from tests.fake_run import FakeRun, make_data
-from utils import profile, runfolder
 from utils.files import ROOT, read_json, write_json
-from utils.leaderboard import as_text, read_leaderboard, show_leaderboard
-from utils.profile import ProfileError, profile_path, read_profile, run_name, steps
+from utils.pipeline import profile, run_folder
+from utils.pipeline.leaderboard import as_text, read_leaderboard, show_leaderboard
+from utils.pipeline.profile import ProfileError, profile_path, read_profile, run_name, steps
 
 PROFILES = sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
 
@@ -42,8 +42,8 @@ def test_misspelt_profiles_and_keys_name_the_nearest(tmp_path):
         read_profile(path)
     text = str(error.value)
     assert len(error.value.problems) == 5
-    assert "thread: no such key; did you mean threads?" in text
-    assert "sample.image_sise: no such key; did you mean image_size?" in text
+    assert "unknown key 'thread': did you mean threads" in text
+    assert "unknown key 'sample.image_sise': did you mean sample.image_size" in text
 
 
 def test_run_names():
@@ -53,34 +53,34 @@ def test_run_names():
 
 def test_the_data_fingerprint_changes_with_every_file(tmp_path):
     data = make_data(tmp_path / "data")
-    seen = [runfolder.fingerprint(data)]
+    seen = [run_folder.fingerprint(data)]
     assert len(seen[0]) == 6
     annotation = next(data.glob("train/outputs_json/*/*.json"))
     os.utime(annotation, (1, 1))
-    seen.append(runfolder.fingerprint(data))
+    seen.append(run_folder.fingerprint(data))
     (data / "solution.csv").write_text("image_name,class,rle\n")
-    seen.append(runfolder.fingerprint(data))
+    seen.append(run_folder.fingerprint(data))
     annotation.unlink()
-    seen.append(runfolder.fingerprint(data))
+    seen.append(run_folder.fingerprint(data))
     (data / "notes.txt").write_text("not read by anything")
     assert all(a != b for a, b in itertools.pairwise(seen))
-    assert runfolder.fingerprint(data) == seen[-1]
+    assert run_folder.fingerprint(data) == seen[-1]
 
 
 def test_bad_data_stops_before_anything_runs_and_other_data_of_the_same_name_is_refused(tmp_path):
     run, data = tmp_path / "run", make_data(tmp_path / "a" / "data")
-    assert runfolder.prepare_data(run, data, profile.Profile()) == data
+    assert run_folder.prepare_data(run, data, profile.Profile()) == data
     made = (run / "data.json").stat().st_mtime_ns
-    runfolder.prepare_data(run, data, profile.Profile())
+    run_folder.prepare_data(run, data, profile.Profile())
     assert (run / "data.json").stat().st_mtime_ns == made
     write_json(run / "run.json", {"data_dir": str(data)})
     other = make_data(tmp_path / "b" / "data")
-    with pytest.raises(runfolder.RunError, match="was made from"):
-        runfolder.prepare_data(run, other, profile.Profile())
+    with pytest.raises(run_folder.RunError, match="was made from"):
+        run_folder.prepare_data(run, other, profile.Profile())
     for path in data.glob("train/outputs_json/*/*.json"):
         path.write_text("{}")
     with pytest.raises(ValueError, match="2 problems"):
-        runfolder.prepare_data(run, data, profile.Profile())
+        run_folder.prepare_data(run, data, profile.Profile())
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,10 @@ def test_problems_of_a_profile_are_reported_together(fake):
     fake.edit(path, "train: {epocs: 2, lr: fast, fold: 1}", "train: {epochs: 6, lr: 1e-3}")
     assert (status, new) == (1, [])
     assert not fake.run.exists()
-    assert "train.epocs: no such parameter; did you mean epochs?" in output
-    assert "train.lr = 'fast': expected float" in output
+    assert "train: unknown parameter 'epocs': did you mean epochs" in output
+    assert "train: lr = 'fast': expected float" in output
     assert "train.fold: set by the run itself" in output
-    assert "parameters.sed: no notebook declares it" in output
+    assert "parameters: unknown parameter 'sed'" in output
     assert output.count("  - ") == 4
 
 
@@ -205,7 +205,7 @@ def test_a_failed_step_is_reported_and_the_others_go_on(fake):
     assert "ValueError: the loss is not finite" in output.split("FAILED")[1]
     assert "notebook outputs/quick-the data/03_train/bad/fold0/03_train.ipynb" in output
     assert "not run, because they need it: 04_inference_tta/bad/fold0, 05_ensemble" in output
-    assert read_leaderboard(fake.run)[["kind", "model"]].to_numpy().tolist() == [["member", "thin"]]
+    assert read_leaderboard(fake.run)[["kind", "model"]].to_numpy().tolist() == [["fold model", "thin"]]
 
 
 def test_one_run_at_a_time_and_unknown_options(fake):
@@ -247,7 +247,7 @@ def test_the_leaderboard_is_sorted_and_fits_the_terminal(tmp_path):
     write_json(tmp_path / "02_baseline_fcn" / "metrics.json", {"val_dice": 0.8, "fold": 0, "minutes": 30})
     assert as_text(read_leaderboard(tmp_path / "empty")) == ["no step with a score has ended yet"]
     table = read_leaderboard(tmp_path)
-    assert table["kind"].tolist() == ["ensemble", "model", "member", "member", "baseline"]
+    assert table["kind"].tolist() == ["ensemble", "model", "fold model", "fold model", "baseline"]
     assert table["fold"].tolist()[2:] == [1, 0, 0]
     assert table["minutes"].tolist() == [2, 202, 100.5, 101.5, 30]
     assert max(map(len, as_text(table))) <= 100

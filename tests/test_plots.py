@@ -12,12 +12,13 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import rgb_to_hsv
 from PIL import Image
 
-from utils import plots, rle
-from utils.competition import HAND_BONES
-from utils.masks import draw
-from utils.pictures import FALSE, MISSED, _difference, mask_region
-from utils.sample import geometry, roster
-from utils.style import new_figure
+from utils import figures
+from utils.data.competition import HAND_BONES
+from utils.figures.overlays import FALSE, MISSED, _difference, mask_region
+from utils.figures.style import new_figure
+from utils.masks import rle
+from utils.masks.labels import draw
+from utils.sample.generator import geometry, roster
 
 BONES = list(HAND_BONES)
 SIZE = (240, 200)
@@ -25,7 +26,7 @@ SIZE = (240, 200)
 
 def cropped(figure):
     """By how many inches what is drawn reaches past the canvas (0: nothing is cut off)."""
-    figure.savefig(io.BytesIO(), format="png", dpi=plots.DPI)
+    figure.savefig(io.BytesIO(), format="png", dpi=figures.DPI)
     drawn = figure.get_tightbbox()
     width, height = figure.get_size_inches()
     return round(max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height, 0), 2)
@@ -58,8 +59,8 @@ HISTORY = pd.DataFrame(
 )
 BOARD = pd.DataFrame(
     {
-        "kind": ["ensemble", "model", "member", "baseline"],
-        "name": ["2 models", "a-very-long-architecture-name-tu-hrnet_w64", "member", "official baseline"],
+        "kind": ["ensemble", "model", "fold model", "baseline"],
+        "name": ["2 models", "a-very-long-architecture-name-tu-hrnet_w64", "fold model", "official baseline"],
         "oof_dice": [0.972, 0.97, 0.969, np.nan],
         "test_dice": [0.971, np.nan, np.nan, np.nan],
     }
@@ -67,16 +68,16 @@ BOARD = pd.DataFrame(
 
 
 def test_every_bone_has_its_own_colour_in_every_figure():
-    colours = plots.class_colours(BONES)
+    colours = figures.class_colours(BONES)
     assert min(np.abs(np.subtract(a, b)).max() for a, b in combinations(colours.values(), 2)) > 0.05
-    assert plots.class_colours(["nucleus", "Ulna"])["Ulna"] == colours["Ulna"]
+    assert figures.class_colours(["nucleus", "Ulna"])["Ulna"] == colours["Ulna"]
     hues = [rgb_to_hsv(colours[f"finger-{i}"])[0] for i in (4, 5, 6, 7)]
     assert np.ptp(hues) < 0.03  # a finger's bones share their hue
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 def test_other_classes_get_distinct_colours(count):
-    assert len(set(plots.class_colours([f"class {i}" for i in range(count)]).values())) == count
+    assert len(set(figures.class_colours([f"class {i}" for i in range(count)]).values())) == count
 
 
 @given(st.data())
@@ -101,7 +102,7 @@ def test_difference_is_the_pixels_of_one_mask_outside_the_other(bits):
 @pytest.mark.parametrize("shape", [SIZE, (120, 100), (100, 100), (61, 47)])
 def test_outlines_lie_where_the_full_size_mask_does(shape):
     _, (ax,) = new_figure(4, 4)
-    plots.overlay(ax, np.zeros(shape, np.uint8), grid_masks(BONES[:1]), SIZE, BONES[:1])
+    figures.overlay(ax, np.zeros(shape, np.uint8), grid_masks(BONES[:1]), SIZE, BONES[:1])
     (outlines,) = (c for c in ax.collections if isinstance(c, PathCollection))
     vertices = np.concatenate([p.vertices for p in outlines.get_paths()])
     assert np.allclose(vertices.min(0), 4.5, atol=2.5) and np.allclose(vertices.max(0), 29.5, atol=2.5)
@@ -114,7 +115,7 @@ def test_all_29_names_stand_on_a_hand_without_covering_each_other(panels):
         _, polygons, _ = geometry(image, 512)
         rles = [rle.encode(draw([polygons[name]], (512, 512))) for name in BONES]
         items.append((image.ID, np.zeros((256, 256), np.uint8), rles, (512, 512)))
-    figure = plots.overlays(items, BONES)
+    figure = figures.overlays(items, BONES)
     assert not cropped(figure)
     for ax in figure.axes:
         assert len([c for c in ax.collections if isinstance(c, PathCollection)]) == 29
@@ -131,7 +132,7 @@ def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
     rles = [*grid_masks(classes)[:-1], ""]
     title = "ID001 image1661130828152_R.png right hand with a long title"
     items = [(title, np.zeros((60, 50, 3) if i % 2 else (60, 50), np.uint8), rles, SIZE) for i in range(count)]
-    figure = plots.overlays(items, classes)
+    figure = figures.overlays(items, classes)
     assert len(figure.axes) == count
     assert not cropped(figure)
 
@@ -142,7 +143,7 @@ def test_batch_tints_labelled_pixels_by_how_much_of_them_is_in_the_class(channel
     images = torch.full((3, channels, 8, 8), 100, dtype=torch.uint8)
     labels = torch.zeros((3, 2, 8, 8), dtype=torch.uint8)
     labels[:, 0, 2:4], labels[:, 0, 4] = 255, 127
-    figure = plots.batch(images, labels, ["Radius", "Ulna"], limit=2)
+    figure = figures.batch(images, labels, ["Radius", "Ulna"], limit=2)
     assert len(figure.axes) == 2
     drawn = figure.axes[0].images[0].get_array().astype(int)
     away = np.abs(drawn - 100).sum(axis=2)
@@ -155,7 +156,7 @@ def test_errors_marks_missed_and_false_pixels_and_looks_at_the_worst_class(class
     predicted = list(truth)
     shifted = np.roll(rle.decode(truth[-1], SIZE), 4, axis=1)
     predicted[-1] = rle.encode(shifted)
-    figure = plots.errors("worst image", np.zeros((60, 50), np.uint8), truth, predicted, SIZE, classes)
+    figure = figures.errors("worst image", np.zeros((60, 50), np.uint8), truth, predicted, SIZE, classes)
     assert classes[-1] in figure.axes[1].get_title()
     assert not cropped(figure)
     drawn = figure.axes[1].images[1]
@@ -168,16 +169,16 @@ def test_errors_marks_missed_and_false_pixels_and_looks_at_the_worst_class(class
 
 
 def test_errors_of_empty_masks():
-    figure = plots.errors("empty", np.zeros((60, 50), np.uint8), [""], [""], SIZE, ["nucleus"])
+    figure = figures.errors("empty", np.zeros((60, 50), np.uint8), [""], [""], SIZE, ["nucleus"])
     assert "1.0000" in figure.axes[0].get_title()
 
 
 def test_curves_mark_the_best_epoch():
-    figure = plots.curves(HISTORY)
+    figure = figures.curves(HISTORY)
     assert "best 0.8000 in epoch 2" in figure.axes[1].get_title()
     assert not cropped(figure)
-    assert plots.curves(HISTORY.assign(val_dice=np.nan)).axes[1].texts
-    plots.curves(HISTORY.iloc[:1])
+    assert figures.curves(HISTORY.assign(val_dice=np.nan)).axes[1].texts
+    figures.curves(HISTORY.iloc[:1])
 
 
 def test_live_curves_redraw_in_one_place(monkeypatch):
@@ -187,7 +188,7 @@ def test_live_curves_redraw_in_one_place(monkeypatch):
         update = staticmethod(shown.append)
 
     monkeypatch.setattr("IPython.display.display", lambda figure, display_id: Handle())
-    live = plots.LiveCurves()
+    live = figures.LiveCurves()
     for length in (1, 2, 3):
         live(HISTORY.head(length).to_dict("records"))
     assert len(shown) == 2
@@ -197,7 +198,7 @@ def test_live_curves_redraw_in_one_place(monkeypatch):
 @pytest.mark.parametrize("models", [1, 3])
 def test_class_dice_names_every_class_and_model(classes, models):
     tables = {f"unetplusplus-resnet34-{i}": scores(classes, seed=i) for i in range(models)}
-    figure = plots.class_dice(tables)
+    figure = figures.class_dice(tables)
     assert not cropped(figure)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == classes
     low, high = figure.axes[0].get_xlim()
@@ -205,14 +206,14 @@ def test_class_dice_names_every_class_and_model(classes, models):
 
 
 def test_class_dice_of_one_image():
-    plots.class_dice({"model": scores(BONES, images=1)})
+    figures.class_dice({"model": scores(BONES, images=1)})
 
 
 @pytest.mark.parametrize("classes", [["nucleus"], BONES])
 def test_thresholds_name_the_best(classes):
     grid = np.arange(1, 10) / 10
     table = pd.DataFrame(dict.fromkeys(classes, 0.9 - (grid - 0.6) ** 2), index=grid)
-    figure = plots.thresholds(table)
+    figure = figures.thresholds(table)
     assert "best 0.9000 at 0.6" in figure.axes[1].get_title()
     assert not cropped(figure)
 
@@ -227,7 +228,7 @@ def test_thresholds_name_the_best(classes):
     ],
 )
 def test_leaderboard_shows_every_row_and_score(board):
-    figure = plots.leaderboard(board)
+    figure = figures.leaderboard(board)
     assert not cropped(figure)
     texts = [t.get_text() for t in figure.axes[0].texts]
     known = board[["oof_dice", "test_dice"]].notna().any(axis=1)
@@ -238,9 +239,9 @@ def test_leaderboard_shows_every_row_and_score(board):
 
 
 def test_save_writes_a_picture_and_hands_the_figure_on(tmp_path):
-    figure = plots.curves(HISTORY)
-    assert plots.save(figure, tmp_path / "sub" / "curves.png") is figure
+    figure = figures.curves(HISTORY)
+    assert figures.save(figure, tmp_path / "sub" / "curves.png") is figure
     with Image.open(tmp_path / "sub" / "curves.png") as image:
-        assert image.size == (round(11 * plots.DPI), round(3 * plots.DPI))
+        assert image.size == (round(11 * figures.DPI), round(3 * figures.DPI))
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["curves.png"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests import reference
-from utils import rle
+from utils.masks import rle
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

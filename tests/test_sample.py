@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import radiograph, rle, sample
-from utils.anatomy import FOREARM
-from utils.competition import (
+from utils.data.competition import (
     HAND_BONES,
     DataError,
     check_data,
@@ -18,19 +16,22 @@ from utils.competition import (
     read_index,
     read_metadata,
 )
+from utils.masks import rle
+from utils.sample import generator, radiograph
+from utils.sample.bones import FOREARM
 
 SMALL = {"train_people": 3, "test_people": 2, "image_size": 256}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return sample.make_sample(tmp_path_factory.mktemp("sample") / "small", **SMALL, threads=1)
+    return generator.make_sample(tmp_path_factory.mktemp("sample") / "small", **SMALL, threads=1)
 
 
 @pytest.fixture(scope="module")
 def hands():
     """Every image of the default sample with its hand and polygons at 2048 × 2048, without a picture."""
-    return [(image, *sample.geometry(image, 2048)[:2]) for image in sample.roster(40, 12, seed=0)]
+    return [(image, *generator.geometry(image, 2048)[:2]) for image in generator.roster(40, 12, seed=0)]
 
 
 def drawn(points, size=2048):
@@ -103,7 +104,7 @@ def test_poses_vary_as_living_hands_do(hands):
 
 def test_bent_wrists_are_as_frequent_as_in_the_real_data(hands):
     for people in ((40, 12), (400, 144)):
-        images = sample.roster(*people, seed=0)
+        images = generator.roster(*people, seed=0)
         for split, share in (("train", 0.11), ("test", 0.57)):
             bent = [abs(image.person.wrist) > 15 for image in images if image.split == split]
             assert np.mean(bent) == pytest.approx(share, abs=0.02)
@@ -172,12 +173,12 @@ def test_bones_stand_out_of_the_flesh_and_the_flesh_out_of_the_background(folder
 
 
 def test_pixels_depend_on_the_person_alone():
-    small, large = ({i.seed: i for i in sample.roster(*people, seed=5)} for people in ((2, 1), (9, 6)))
+    small, large = ({i.seed: i for i in generator.roster(*people, seed=5)} for people in ((2, 1), (9, 6)))
     assert small.keys() < large.keys()
     for seed, image in list(small.items())[::2]:
         pictures = []
         for other in (image, large[seed]):
-            hand, _, rng = sample.geometry(other, 128)
+            hand, _, rng = generator.geometry(other, 128)
             pictures.append(radiograph.render(hand, other.person, rng, 128))
         assert (pictures[0] == pictures[1]).all()
 
@@ -186,7 +187,7 @@ def test_pixels_depend_on_the_person_alone():
 
 
 def test_the_same_bytes_by_one_thread_and_by_three(folder, tmp_path):
-    again = sample.make_sample(tmp_path / "again", **SMALL, threads=3)
+    again = generator.make_sample(tmp_path / "again", **SMALL, threads=3)
     assert digests(again) == digests(folder)
     assert len({d for name, d in digests(folder).items() if name.endswith(".png")}) == 10
 
@@ -201,7 +202,7 @@ def test_the_layout_is_the_competitions(folder):
     for row in table[table["annotation"] != ""].itertuples():
         polygons = read_annotation(row.annotation, classes, (256, 256))
         assert all(len(shapes) == 1 for shapes in polygons.values())
-    content = sample.files.read_json(row.annotation)
+    content = generator.files.read_json(row.annotation)
     keys = "annotations attributes file_id filename parent_path last_modifier_id metadata last_workers"
     assert list(content) == keys.split()
     annotation = content["annotations"][0]
@@ -210,7 +211,7 @@ def test_the_layout_is_the_competitions(folder):
 
 
 def test_ids_and_names_are_like_the_real_ones():
-    images = sample.roster(400, 144, seed=0)
+    images = generator.roster(400, 144, seed=0)
     ids = {split: sorted({i.ID for i in images if i.split == split}) for split in ("train", "test")}
     assert (len(ids["train"]), ids["train"][0], ids["train"][-1]) == (400, "ID001", "ID548")
     assert (len(ids["test"]), ids["test"][0], ids["test"][-1]) == (144, "ID040", "ID550")
@@ -223,8 +224,8 @@ def test_ids_and_names_are_like_the_real_ones():
 
 
 def test_the_metadata_has_the_originals_junk_and_sense(tmp_path):
-    images = sample.roster(400, 144, seed=0)
-    sample._write_metadata(tmp_path / "meta_data.xlsx", images, seed=0)
+    images = generator.roster(400, 144, seed=0)
+    generator._write_metadata(tmp_path / "meta_data.xlsx", images, seed=0)
     raw = pd.read_excel(tmp_path / "meta_data.xlsx")
     assert list(raw.columns) == ["ID", "나이", "성별", "체중(몸무게)", "키(신장)", "Unnamed: 5"]
     assert raw["성별"].str.contains("_x0008_").any() and set(raw["Unnamed: 5"].dropna()) == {"네일있음"}
@@ -245,8 +246,8 @@ def test_taller_people_have_larger_hands(hands):
 
 def test_the_solution_is_what_the_polygons_draw(folder):
     solution = pd.read_csv(folder / "solution.csv", keep_default_na=False)
-    images = [i for i in sample.roster(3, 2, seed=0) if i.split == "test"]
-    polygons = {f"{i.name}.png": sample.geometry(i, 256)[1] for i in images}
+    images = [i for i in generator.roster(3, 2, seed=0) if i.split == "test"]
+    polygons = {f"{i.name}.png": generator.geometry(i, 256)[1] for i in images}
     names = read_index(folder, ("test",))["image_name"].tolist()
     assert solution["image_name"].tolist() == [name for name in names for _ in HAND_BONES]
     assert solution["class"].tolist() == len(names) * list(HAND_BONES)
@@ -258,32 +259,32 @@ def test_the_solution_is_what_the_polygons_draw(folder):
 
 def test_a_finished_sample_is_kept_and_nothing_else_is_touched(folder, tmp_path, monkeypatch):
     before = digests(folder)
-    assert sample.make_sample(folder, **SMALL) == folder and digests(folder) == before
+    assert generator.make_sample(folder, **SMALL) == folder and digests(folder) == before
     with pytest.raises(DataError, match=r"image_size: found 256, asked for 512"):
-        sample.make_sample(folder, **SMALL | {"image_size": 512})
+        generator.make_sample(folder, **SMALL | {"image_size": 512})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match=r"exists already"):
-        sample.make_sample(tmp_path / "mine", **SMALL)
+        generator.make_sample(tmp_path / "mine", **SMALL)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     with pytest.raises(DataError, match=r"test_people = 0; expected at least 1"):
-        sample.make_sample(tmp_path / "none", **SMALL | {"test_people": 0})
+        generator.make_sample(tmp_path / "none", **SMALL | {"test_people": 0})
 
     def broken(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(sample.radiograph, "render", broken)
+    monkeypatch.setattr(generator.radiograph, "render", broken)
     with pytest.raises(OSError, match="no space"):
-        sample.make_sample(tmp_path / "full", **SMALL, threads=1)
+        generator.make_sample(tmp_path / "full", **SMALL, threads=1)
     assert not [p for p in tmp_path.iterdir() if "full" in p.name and p.is_dir()]
 
 
 def test_ensure_sample_makes_the_default_once_and_returns_other_folders(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "DEFAULT_FOLDER", tmp_path / "data" / "sample")
-    made = sample.ensure_sample("", **SMALL, threads=1)
+    monkeypatch.setattr(generator, "DEFAULT_FOLDER", tmp_path / "data" / "sample")
+    made = generator.ensure_sample("", **SMALL, threads=1)
     assert made == tmp_path / "data" / "sample" and "10 images of 256 × 256" in capsys.readouterr().out
-    assert sample.ensure_sample() == sample.ensure_sample(str(made)) == made
-    assert sample.ensure_sample(str(folder)) == folder
+    assert generator.ensure_sample() == generator.ensure_sample(str(made)) == made
+    assert generator.ensure_sample(str(folder)) == folder
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match=r"no such data folder(?s:.*)python -m utils\.sample --folder"):
-        sample.ensure_sample(str(tmp_path / "absent"))
+        generator.ensure_sample(str(tmp_path / "absent"))

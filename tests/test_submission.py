@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import reference
-from utils import rle, submission
-from utils.competition import DataError
+from utils import submission
+from utils.data.competition import DataError
+from utils.masks import rle
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["Radius", "Ulna", "Lunate"]

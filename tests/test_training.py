@@ -11,18 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference
-from utils import ensemble, fullres, member, train
-from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.cache import Cache
-from utils.checkpoint import Config, load_checkpoint, read_config, save_checkpoint
-from utils.competition import read_classes, read_index
+from utils.data.augment import NO_AUGMENTATION, Augmentation
+from utils.data.cache import Cache
+from utils.data.competition import read_classes, read_index
+from utils.data.folds import assign_folds
 from utils.device import choose_device, choose_precision
-from utils.folds import assign_folds
-from utils.metrics import dice_per_class, mean_dice
+from utils.inference import ensemble
+from utils.inference.predict import TTA, Predictor
+from utils.inference.probabilities import LEVELS, ProbabilityStore
+from utils.masks import upsampling
+from utils.masks.dice import dice_per_class, mean_dice
+from utils.masks.rle import decode
 from utils.models import ModelError
-from utils.predict import TTA, Predictor
-from utils.probabilities import LEVELS, ProbabilityStore
-from utils.rle import decode
+from utils.models.checkpoint import Config, load_checkpoint, read_config, save_checkpoint
+from utils.training import fit as fitting
+from utils.training import module
 
 CPU = torch.device("cpu")
 THIN = {"architecture": "deeplabv3plus", "encoder": "tu-mobilenetv3_small_050", "options": {"decoder_channels": 16}}
@@ -54,9 +57,9 @@ def fit(data, folder, validation=4, stop_after=0, augmentation=None, config=None
             raise InterruptedError("killed")
 
     chosen = {"epochs": 2, "batch_size": 4, "lr": 2e-3} | options
-    return train.fit(
+    return fitting.fit(
         config,
-        member.Settings(**chosen),
+        module.Settings(**chosen),
         augmentation or Augmentation(),
         cache,
         names[validation:],
@@ -140,14 +143,14 @@ def test_fold_minus_one_trains_on_everything(data, tmp_path):
     assert read_config(result.checkpoint).score is None
 
 
-def test_fine_tuning_starts_from_an_earlier_member(data, tmp_path, trained):
+def test_fine_tuning_starts_from_an_earlier_fold_model(data, tmp_path, trained):
     cache, names = data
     config = Config(classes=cache.classes, image_size=64, **THIN)
     options = {
-        "settings": member.Settings(epochs=1, lr=1e-12, ema_decay=0, weight_decay=0),
+        "settings": module.Settings(epochs=1, lr=1e-12, ema_decay=0, weight_decay=0),
         "augmentation": NO_AUGMENTATION,
     }
-    result = train.fit(
+    result = fitting.fit(
         config,
         cache=cache,
         train=names[4:],
@@ -165,7 +168,7 @@ def test_fine_tuning_starts_from_an_earlier_member(data, tmp_path, trained):
     )
     other = Config(classes=cache.classes, image_size=64, architecture="unet", encoder=THIN["encoder"])
     with pytest.raises(ModelError, match="must be the same"):
-        train.start_from(other.build(), other, trained.checkpoint)
+        fitting.start_from(other.build(), other, trained.checkpoint)
 
 
 def test_early_stopping(data, tmp_path):
@@ -174,19 +177,19 @@ def test_early_stopping(data, tmp_path):
 
 
 def test_a_diverging_loss_stops_with_advice(data, tmp_path):
-    with pytest.raises(member.TrainingError, match="smaller"):
+    with pytest.raises(module.TrainingError, match="smaller"):
         fit(data, tmp_path, lr=1e30, ema_decay=0.0, warmup_epochs=0.0)
 
 
 def test_learning_rate_warms_up_and_falls():
-    factors = [member.warmup_cosine(step, 10, 100) for step in range(101)]
+    factors = [module.warmup_cosine(step, 10, 100) for step in range(101)]
     assert factors[0] < factors[5] < factors[10] == max(factors) == 1.0
     assert np.all(np.diff(factors[10:]) <= 0) and factors[-1] == pytest.approx(0.01)
 
 
 def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match="optimizer"):
-        member.Settings(optimizer="sgd")
+        module.Settings(optimizer="sgd")
     assert choose_precision("auto", CPU) == "32-true" and choose_device("auto").type in ("cpu", "cuda")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="sees no GPU"):
@@ -296,70 +299,73 @@ def test_quantisation_hardly_changes_the_dice(tmp_path):
         rng = np.random.default_rng(number)
         truth = blobs(rng, (64, 64))
         maps = [np.roll(truth, rng.integers(-2, 3, 2), (1, 2)) * 0.999 for _ in range(2)]  # they agree but for a shift
-        encoded = fullres.encode_masks(truth, (256, 256), 0.5)
+        encoded = upsampling.encode_masks(truth, (256, 256), 0.5)
         for of, probabilities in enumerate(maps):
             store.write(f"{number}-{of}", probabilities, (256, 256))
-        exact = fullres.encode_masks(np.mean(maps, axis=0, dtype=np.float32), (256, 256), 0.5)
+        exact = upsampling.encode_masks(np.mean(maps, axis=0, dtype=np.float32), (256, 256), 0.5)
         voted = ensemble.soft_vote([store.read(f"{number}-{of}") for of in range(2)], [1, 1], 0.5)
         differences.append(dice_per_class(voted, encoded).mean() - dice_per_class(exact, encoded).mean())
     assert abs(np.mean(differences)) < 1e-4
 
 
 def voter(folder, model, fold, config):
-    return ensemble.Member(
+    return ensemble.FoldModel(
         model, fold, ProbabilityStore(folder / model / str(fold) / "oof"), ProbabilityStore(folder / "test"), config
     )
 
 
-def test_only_members_that_did_not_see_a_person_judge_it(data, tmp_path):
+def test_only_fold_models_that_did_not_see_a_person_judge_it(data, tmp_path):
     cache, names = data
     table = pd.DataFrame({"split": "train", "ID": list(names), "image_name": names})
     folds = assign_folds(table, 2)
     config = Config(classes=cache.classes, image_size=64, **THIN)
-    members = [voter(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
+    fold_models = [voter(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
     truth = {name: cache.read(name).label.dense() / np.float32(255) for name in names}
-    for m in members:
+    for m in fold_models:
         for row in folds[folds["fold"] == m.fold].itertuples():  # the own fold only: reading another's would fail
             m.oof.write(row.image_name, truth[row.image_name] * (1.0 if m.model == "a" else 0.4), (256, 256))
-    images = ensemble.shared_images(members, folds)
+    images = ensemble.shared_images(fold_models, folds)
     assert images == dict(zip(folds["image_name"], folds["fold"], strict=True))
-    good = mean_dice(ensemble.out_of_fold_dice(members, images, cache, {"a": 1.0}))
-    mixed = mean_dice(ensemble.out_of_fold_dice(members, images, cache, {"a": 1.0, "b": 1.0}))
+    good = mean_dice(ensemble.out_of_fold_dice(fold_models, images, cache, {"a": 1.0}))
+    mixed = mean_dice(ensemble.out_of_fold_dice(fold_models, images, cache, {"a": 1.0, "b": 1.0}))
     assert good > 0.9 and mixed < good
-    assert ensemble.shared_images(members[:3], folds) == {n: f for n, f in images.items() if f == 0}
-    tuned = ensemble.choose_thresholds(members, images, cache, {"a": 1.0, "b": 1.0})
+    assert ensemble.shared_images(fold_models[:3], folds) == {n: f for n, f in images.items() if f == 0}
+    tuned = ensemble.choose_thresholds(fold_models, images, cache, {"a": 1.0, "b": 1.0})
     assert tuned.fixed == pytest.approx(mixed) and tuned.tuned > tuned.fixed and np.mean(tuned.best) < 0.5
-    weights = ensemble.choose_weights(members, images, cache)
+    weights = ensemble.choose_weights(fold_models, images, cache)
     assert weights.best == {"a": 1, "b": 0} and mean_dice(weights.dice) == good and weights.equal == mixed
     assert weights.crossed == good
     one_fold = {n: f for n, f in images.items() if f == 0}
-    assert ensemble.choose_weights(members, one_fold, cache).best == {"a": 1, "b": 1}  # nothing to judge a choice by
+    assert ensemble.choose_weights(fold_models, one_fold, cache).best == {
+        "a": 1,
+        "b": 1,
+    }  # nothing to judge a choice by
 
 
 def test_a_fold_is_scored_with_the_weights_that_the_other_folds_chose(data, tmp_path):
     cache, names = data
     folds = {name: number % 2 for number, name in enumerate(names)}
     config = Config(classes=cache.classes, image_size=64, **THIN)
-    members = [voter(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
-    for m in members:  # "a" is right in fold 0, "b" in fold 1; the other one sees nothing
+    fold_models = [voter(tmp_path, model, fold, config) for model in ("a", "b") for fold in (0, 1)]
+    for m in fold_models:  # "a" is right in fold 0, "b" in fold 1; the other one sees nothing
         right = (m.model == "a") == (m.fold == 0)
         for name in (n for n, fold in folds.items() if fold == m.fold):
             m.oof.write(name, cache.read(name).label.dense() / np.float32(255) * right, (256, 256))
-    chosen = ensemble.choose_weights(members, folds, cache)
+    chosen = ensemble.choose_weights(fold_models, folds, cache)
     assert chosen.crossed < 0.1  # the other fold's choice is wrong here
-    alone = [mean_dice(ensemble.out_of_fold_dice(members, folds, cache, {m: 1.0})) for m in "ab"]
-    best = mean_dice(ensemble.out_of_fold_dice(members, folds, cache, chosen.best))
+    alone = [mean_dice(ensemble.out_of_fold_dice(fold_models, folds, cache, {m: 1.0})) for m in "ab"]
+    best = mean_dice(ensemble.out_of_fold_dice(fold_models, folds, cache, chosen.best))
     assert best == mean_dice(chosen.dice) >= max(alone)
 
 
 def test_weights_belong_to_named_models(tmp_path):
-    members = [voter(tmp_path, model, 0, None) for model in ("a", "b")]
-    assert ensemble.model_weights(members, [], []) == {"a": 1.0, "b": 1.0}
-    assert ensemble.model_weights(members, ["b", "a"], [3, 1]) == {"b": 3.0, "a": 1.0}
+    fold_models = [voter(tmp_path, model, 0, None) for model in ("a", "b")]
+    assert ensemble.model_weights(fold_models, [], []) == {"a": 1.0, "b": 1.0}
+    assert ensemble.model_weights(fold_models, ["b", "a"], [3, 1]) == {"b": 3.0, "a": 1.0}
     for models, wrong in (([], [1]), (["a", "b"], [1]), (["a", "b"], [1, -1]), (["a", "b"], [0, 0])):
         with pytest.raises(ValueError, match="expected one number"):
-            ensemble.model_weights(members, models, wrong)
+            ensemble.model_weights(fold_models, models, wrong)
     with pytest.raises(FileNotFoundError, match="run 04_inference_tta first"):
-        ensemble.find_members(tmp_path)
+        ensemble.find_fold_models(tmp_path)
     with pytest.raises(FileNotFoundError, match="run 03_train first"):
         ensemble.find_checkpoint(tmp_path, "", 0)

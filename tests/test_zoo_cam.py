@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests import zoo
-from utils import rle
+from utils.masks import rle
 from utils.models import ModelError, build_model
 from utils.models.cam import SHARPNESS, VISIBLE, random_crops
-from utils.zoo import covered_share, peaks_inside
+from utils.training.model_zoo import covered_share, peaks_inside
 
 THIN = {"encoder": "tu-resnet10t", "width": 32}
 

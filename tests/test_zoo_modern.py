@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests import zoo
-from utils.losses import build_loss
 from utils.models import ModelError, build_model
 from utils.models.mask2former import class_logits
+from utils.training.losses import build_loss
 
 FEW = {"queries": 8}
 SMALLEST = {

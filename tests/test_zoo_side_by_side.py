@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from tests.test_plots import cropped
-from utils import plots, rle, zoo
-from utils.augment import NO_AUGMENTATION
-from utils.cache import Cache
-from utils.checkpoint import Config
-from utils.competition import read_classes, read_index
+from utils import figures
+from utils.data.augment import NO_AUGMENTATION
+from utils.data.cache import Cache
+from utils.data.competition import read_classes, read_index
 from utils.files import read_json
-from utils.member import Settings
+from utils.masks import rle
 from utils.models import build_model, list_models
+from utils.models.checkpoint import Config
+from utils.training import model_zoo
+from utils.training.module import Settings
 
 NAMES = ["linknet", "fpn"]
 
@@ -24,14 +26,14 @@ NAMES = ["linknet", "fpn"]
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("costs")
-    return zoo.costs(NAMES, 5, 64, folder, threads=1), folder
+    return model_zoo.costs(NAMES, 5, 64, folder, threads=1), folder
 
 
 def test_every_architecture_has_a_family_and_every_family_is_compared():
-    families = {name: zoo.family(name) for name in list_models()}
-    assert set(families.values()) == set(zoo.FAMILIES)
-    assert set(zoo.SMALLEST) < set(families) and len(set(zoo.SMALLEST)) == len(zoo.SMALLEST)
-    assert {families[name] for name in zoo.SMALLEST} == set(zoo.FAMILIES) - {"class activation"}
+    families = {name: model_zoo.family(name) for name in list_models()}
+    assert set(families.values()) == set(model_zoo.FAMILIES)
+    assert set(model_zoo.SMALLEST) < set(families) and len(set(model_zoo.SMALLEST)) == len(model_zoo.SMALLEST)
+    assert {families[name] for name in model_zoo.SMALLEST} == set(model_zoo.FAMILIES) - {"class activation"}
 
 
 def multiply_adds_of_convolutions(model, image):
@@ -66,15 +68,15 @@ def test_costs_are_measured_once_for_each_setting(measured, monkeypatch):
         raise InterruptedError("measured again")
 
     monkeypatch.setattr("subprocess.run", refuse)
-    assert zoo.costs(NAMES, 5, 64, folder, threads=1).equals(table)
+    assert model_zoo.costs(NAMES, 5, 64, folder, threads=1).equals(table)
     for changed in ({"classes": 6}, {"image_size": 96}, {"threads": 2}):
         with pytest.raises(InterruptedError):
-            zoo.costs(NAMES, **({"classes": 5, "image_size": 64, "folder": folder, "threads": 1} | changed))
+            model_zoo.costs(NAMES, **({"classes": 5, "image_size": 64, "folder": folder, "threads": 1} | changed))
 
 
 def test_a_network_that_can_not_be_measured_says_why(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)measuring dtp ended with status 1.*did you mean dpt"):
-        zoo.costs(["dtp"], 5, 64, tmp_path)
+        model_zoo.costs(["dtp"], 5, 64, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -88,7 +90,7 @@ def test_a_finished_training_is_not_repeated(sample, tmp_path):
     def once(**settings):
         chosen = Settings(epochs=1, batch_size=4, **settings)
         given = names[:8], names[8:], tmp_path / "thin", torch.device("cpu")
-        return zoo.train_once(config, chosen, NO_AUGMENTATION, cache, *given)
+        return model_zoo.train_once(config, chosen, NO_AUGMENTATION, cache, *given)
 
     first = once()
     written = (tmp_path / "thin" / "best" / "model.safetensors").stat().st_mtime_ns
@@ -100,10 +102,10 @@ def test_a_finished_training_is_not_repeated(sample, tmp_path):
 
 def test_every_name_in_the_figure_can_be_read():
     rng = np.random.default_rng(0)
-    names = list(zoo.SMALLEST)
+    names = list(model_zoo.SMALLEST)
     table = pd.DataFrame(
         {
-            "family": [zoo.family(name) for name in names],
+            "family": [model_zoo.family(name) for name in names],
             "multiply_adds": np.exp(rng.normal(4, 1.5, len(names))),
             "parameters": rng.uniform(1, 130, len(names)),
             "dice": rng.beta(2, 2, len(names)) * 0.5,
@@ -111,8 +113,8 @@ def test_every_name_in_the_figure_can_be_read():
         index=names,
     )
     table.loc[names[0], "dice"] = np.nan
-    figure = plots.dice_against_cost(table, list(zoo.FAMILIES), 512)
-    figure.savefig(io.BytesIO(), format="png", dpi=plots.DPI)
+    figure = figures.dice_against_cost(table, list(model_zoo.FAMILIES), 512)
+    figure.savefig(io.BytesIO(), format="png", dpi=figures.DPI)
     (ax,) = figure.axes
     texts = {text.get_text(): text.get_window_extent() for text in ax.texts}
     assert set(texts) == set(names[1:]) and cropped(figure) == 0
@@ -126,7 +128,7 @@ def test_activation_maps_show_outline_and_peak():
     shares = np.zeros((3, 15, 20), np.float32)
     shares[:, 4, 7] = 1
     truth = [rle.encode(mask), rle.encode(mask.T.reshape(60, 80)), ""]
-    figure = plots.activations(np.zeros((15, 20), np.uint8), shares, truth, (60, 80), ["a", "b", "c"])
+    figure = figures.activations(np.zeros((15, 20), np.uint8), shares, truth, (60, 80), ["a", "b", "c"])
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c"] and cropped(figure) == 0
     for ax, outlined in zip(figure.axes, (1, 1, 0), strict=True):
         assert len(ax.collections) == outlined

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from utils.losses import build_loss
 from utils.models import build_model
 from utils.models.base import PaddedModel
+from utils.training.losses import build_loss
 
 CLASSES = 3
 SIZES = ((64, 64), (45, 70))

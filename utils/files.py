@@ -1,14 +1,16 @@
-"""Paths relative to the repository, and files that are written whole or not at all."""
+"""Paths relative to the repository, files that are written whole or not at all, and progress lines."""
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS_BETWEEN_LINES = 20.0
 
 
 def resolve(path: str | Path) -> Path:
@@ -30,6 +32,28 @@ def interactive() -> bool:
 def cores() -> int:
     """CPU cores this process may use; a cluster's job often gets a part of the machine only."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Progress:
+    """Callable (done, of): one tqdm bar in JupyterLab, a printed line at most every 20 seconds under papermill."""
+
+    def __init__(self, title: str):
+        self.title, self.bar = title, None
+        self.started = self.printed = time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        """Say that `done` of `of` are finished."""
+        if interactive():
+            from tqdm.auto import tqdm
+
+            self.bar = self.bar or tqdm(total=of, desc=self.title)
+            self.bar.update(done - self.bar.n)
+            return
+        now = time.monotonic()
+        if now - self.printed >= SECONDS_BETWEEN_LINES:
+            self.printed = now
+            left = (now - self.started) / done * (of - done)
+            print(f"{self.title}: {done} of {of}, {left:.0f} s left", flush=True)
 
 
 @contextmanager

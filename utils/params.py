@@ -6,7 +6,6 @@ text; here the first stops the run and the second becomes what it means. Nothing
 """
 
 import ast
-import difflib
 import io
 import json
 import tokenize
@@ -17,6 +16,8 @@ from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from utils.errors import Problems, unknown
 
 TYPES = ("int", "float", "bool", "str", "list", "dict")
 
@@ -34,9 +35,6 @@ RANGES: dict[str, tuple[str, Any]] = {
 }
 """What the common names allow in every notebook: the type for which the limit holds, and the limit."""
 
-FAMILIAR = {"learning_rate": "lr", "backbone": "encoder", "weights": "encoder_weights", "k_folds": "n_folds"}
-"""Other libraries' names, which a comparison of letters would not find."""
-
 
 class Parameter(NamedTuple):
     """One line of a parameters cell."""
@@ -46,15 +44,11 @@ class Parameter(NamedTuple):
     help: str
 
 
-class ParameterError(ValueError):
-    """Parameters that can't be used; the message lists every problem. Shown in notebooks without a traceback."""
+class ParameterError(Problems):
+    """Parameters that can't be used; the message lists every problem."""
 
     def __init__(self, problems: Iterable[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(["these parameters can't be used:", *(f"  - {p}" for p in self.problems)]))
-
-    def _render_traceback_(self) -> list[str]:  # IPython's hook: the message is all a reader needs
-        return [f"{type(self).__name__}: {self}"]
+        super().__init__("these parameters can't be used:", problems)
 
 
 def check_parameters(namespace: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -66,11 +60,11 @@ def check_parameters(namespace: MutableMapping[str, Any]) -> dict[str, Any]:
     declare, values that are not of the declared type, and values outside RANGES.
     """
     parameters, injected = _executed(namespace.get("In", []))
-    unknown = [_unknown(name, parameters) for name in injected if name not in parameters]
-    missing = [f"{n}: deleted since; run the parameters cell again" for n in parameters if n not in namespace]
+    wrong = [unknown("parameter", name, parameters) for name in injected if name not in parameters]
+    wrong += [f"{n}: deleted since; run the parameters cell again" for n in parameters if n not in namespace]
     values, problems = check_values(parameters, {n: namespace[n] for n in parameters if n in namespace})
-    if unknown or missing or problems:
-        raise ParameterError([*unknown, *missing, *problems])
+    if wrong or problems:
+        raise ParameterError([*wrong, *problems])
     namespace.update(values)
     return values
 
@@ -80,7 +74,7 @@ def check_values(parameters: Mapping[str, Parameter], values: Mapping[str, Any])
     checked, problems = {}, []
     for name, value in values.items():
         if name not in parameters:
-            problems.append(_unknown(name, parameters))
+            problems.append(unknown("parameter", name, parameters))
             continue
         try:
             checked[name] = _adapter(name, parameters[name]).validate_python(value)
@@ -95,16 +89,6 @@ def check_values(parameters: Mapping[str, Parameter], values: Mapping[str, Any])
 def pick(kind: type, parameters: Mapping[str, Any]) -> Any:
     """An instance of the dataclass `kind` from the parameters that are named like its fields."""
     return kind(**{f.name: parameters[f.name] for f in fields(kind) if f.name in parameters})
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """`value` if it is one of `choices`; otherwise a ParameterError that names the nearest one and lists all."""
-    choices = sorted(choices)
-    if value in choices:
-        return value
-    raise ParameterError(
-        [f"{name} = {value!r}: did you mean {_nearest(value, choices)!r}? One of {', '.join(choices)}"]
-    )
 
 
 def declared(notebook: str | Path) -> dict[str, Parameter]:
@@ -232,18 +216,6 @@ def _problem(name: str, value: Any, kind: str, error: ValidationError) -> str:
     }
     element = f", element {first['loc'][0]} is of another type" if first["loc"] else ""
     return f"{found}: expected {kind}{element}; {hints[kind]}"
-
-
-def _unknown(name: str, parameters: Iterable[str]) -> str:
-    return f"{name}: no such parameter; did you mean {_nearest(name, parameters)}? There are {', '.join(parameters)}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    if FAMILIAR.get(name) in names:
-        return FAMILIAR[name]
-    by_letters = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0)
-    return next((n for n in names if n.lower() in by_letters), "")
 
 
 def _short(value: Any, length: int = 60) -> str:

@@ -12,7 +12,6 @@ Rows are always matched by image and class, never by position. This module impor
 
 import argparse
 import csv
-import difflib
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils import rle
-from utils.competition import DataError, read_classes, read_index
+from utils.data.competition import DataError, read_classes, read_index
+from utils.errors import nearest
 from utils.files import write_text
+from utils.masks import rle
 
 COLUMNS = ["image_name", "class", "rle"]
 KEY = ["image_name", "class"]
@@ -147,10 +147,9 @@ def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = T
         unknown = frame[~frame[column].isin(known)]
         if len(unknown):
             value = unknown[column].iloc[0]
-            near = difflib.get_close_matches(value, known, 1, cutoff=0) or [known[0]]
             problems.append(
                 f"{len(unknown)} rows with an unknown {column}, first line {unknown.index[0]}: {value!r}; "
-                f"expected one of {len(known)}, such as {near[0]!r}; {do}"
+                f"expected one of {len(known)}, such as {nearest(value, known)[0]!r}; {do}"
             )
     repeated = frame[frame.duplicated(KEY)]
     if len(repeated):

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 
+from utils.errors import unknown
 from utils.models import (
     cam,
     deconvnet,
@@ -13,7 +14,7 @@ from utils.models import (
     hrnet,
     mask2former,
     mobilevit,
-    pairs,
+    presets,
     segnet,
     smp,
     swin_unet,
@@ -21,7 +22,7 @@ from utils.models import (
     unet3p,
     unetpp,
 )
-from utils.models.base import ModelError, PaddedModel, unknown
+from utils.models.base import ModelError, PaddedModel
 
 __all__ = ["ModelError", "build_model", "list_models"]
 
@@ -39,7 +40,7 @@ _BUILDERS: dict[str, Callable[..., PaddedModel]] = {
     **dict.fromkeys(unetpp.NETWORKS, unetpp.build),
     **dict.fromkeys(unet3p.NETWORKS, unet3p.build),
     **dict.fromkeys(hrnet.NETWORKS, hrnet.build),
-    **dict.fromkeys(pairs.PAIRS, pairs.build),
+    **dict.fromkeys(presets.PAIRS, presets.build),
     **dict.fromkeys(mobilevit.NETWORKS, mobilevit.build),
     **dict.fromkeys(swin_unet.NETWORKS, swin_unet.build),
     **dict.fromkeys(mask2former.NETWORKS, mask2former.build),
@@ -63,11 +64,11 @@ def build_model(
     an unknown name, encoder or option, a combination that can't work, or weights that can't be had.
     """
     if name not in _BUILDERS:
-        raise unknown("architecture", name, list_models())
+        raise ModelError(unknown("architecture", name, list_models()))
     build = _BUILDERS[name]
     known = inspect.signature(build).parameters
     if "options" not in known:
         options = {k: v for k, v in options.items() if k in known or k != "image_size"}  # most take any size
         for option in options.keys() - known.keys():
-            raise unknown(f"option of {name}", option, [k for k in known if k not in ("name", "classes")])
+            raise ModelError(unknown(f"option of {name}", option, [k for k in known if k not in ("name", "classes")]))
     return build(name, classes=classes, encoder=encoder or None, encoder_weights=encoder_weights or None, **options)

@@ -1,22 +1,17 @@
 """What every model shares: any input size, logits out, and errors that name what would work."""
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits and labels, float (N, classes, H, W), to a scalar."""
+
 
 class ModelError(ValueError):
     """An architecture, encoder, option or weight file that can't be used; the message says what can."""
-
-
-def unknown(kind: str, name: str, known: list[str]) -> ModelError:
-    """The error for a name that is not in `known`, with the nearest ones first."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ModelError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
 
 
 class PaddedModel(nn.Module):
@@ -36,9 +31,7 @@ class PaddedModel(nn.Module):
         height, width = image.shape[-2:]
         return self.network(self._pad(image, "replicate"))[..., :height, :width]
 
-    def training_loss(
-        self, image: torch.Tensor, label: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
         """The scalar to minimise; image float (N, 3, H, W), label float (N, classes, H, W) in [0, 1]."""
         if hasattr(self.network, "training_loss"):
             return self.network.training_loss(self._pad(image, "replicate"), self._pad(label, "constant"), loss)

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.vgg import make_layers
 
-from utils.losses import Loss
-from utils.models.base import ModelError
+from utils.models.base import Loss, ModelError
 
 VGG16_LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3 × 3 convolutions at VGG16's five resolutions (Simonyan, Zisserman 2015, table 1, D)."""

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.losses import Loss
 from utils.models import smp
-from utils.models.base import PaddedModel
+from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import upsample_to
 
 NETWORKS = ("cam",)

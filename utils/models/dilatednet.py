@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torchvision.models import VGG16_Weights
 
-from utils.models.base import PaddedModel, unknown
+from utils.errors import unknown
+from utils.models.base import ModelError, PaddedModel
 from utils.models.blocks import VGG16, only_encoder, upsample_to
 from utils.models.weights import load_pretrained
 
@@ -102,7 +103,7 @@ def build(
     """
     only_encoder(name, encoder, ("vgg16",))
     if context not in CONTEXTS:
-        raise unknown(f"context of {name}", context, list(CONTEXTS))
+        raise ModelError(unknown(f"context of {name}", context, list(CONTEXTS)))
     network = DilatedNet(classes, context, width)
     load_pretrained(network.encoder, encoder_weights, VGG16_Weights.IMAGENET1K_V1)
     return PaddedModel(network, 8)

@@ -4,8 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from utils.losses import Loss
-from utils.models.base import PaddedModel
+from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import only_encoder, upsample_to
 from utils.models.weights import load_timm
 

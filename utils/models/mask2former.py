@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from utils.losses import Loss
-from utils.models.base import ModelError, PaddedModel
+from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.blocks import only_encoder, upsample_to
 from utils.models.weights import check_hub, read_state
 

@@ -6,7 +6,8 @@ import segmentation_models_pytorch as smp
 import timm
 from torch import nn
 
-from utils.models.base import ModelError, PaddedModel, unknown
+from utils.errors import unknown
+from utils.models.base import ModelError, PaddedModel
 from utils.models.weights import check_hub, load_encoder
 
 DECODERS: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -40,7 +41,7 @@ def build(
     ]
     for option in options:
         if option not in known:
-            raise unknown(f"option of {name}", option, known)
+            raise ModelError(unknown(f"option of {name}", option, known))
     if encoder_weights == "imagenet":
         check_hub(*hub_source(encoder))
     if encoder.startswith(NEEDS_IMAGE_SIZE):
@@ -72,9 +73,9 @@ def check_encoder(name: str, encoder: str) -> None:
     """Raise ModelError for an unknown encoder or one that can't feed decoder `name`, with encoders that can."""
     if encoder.startswith("tu-"):
         if not timm.is_model(encoder.removeprefix("tu-")):
-            raise unknown("timm encoder", encoder, [f"tu-{m}" for m in timm.list_models()])
+            raise ModelError(unknown("timm encoder", encoder, [f"tu-{m}" for m in timm.list_models()]))
     elif encoder not in smp.encoders.encoders:
-        raise unknown("encoder", encoder, [*smp.encoders.encoders, "or tu-<any timm model>"])
+        raise ModelError(unknown("encoder", encoder, [*smp.encoders.encoders, "or tu-<any timm model>"]))
     clash = ""
     if name in DILATED and encoder.startswith(UNDILATED):
         clash = "needs an encoder that can be dilated"

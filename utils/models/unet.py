@@ -4,8 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.losses import Loss
-from utils.models.base import PaddedModel
+from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import deep_supervision, initialise, no_encoder, upsample_to
 
 WIDTHS = (64, 128, 256, 512, 1024)

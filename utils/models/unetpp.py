@@ -4,8 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.losses import Loss
-from utils.models.base import ModelError, PaddedModel
+from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.blocks import deep_supervision, no_encoder
 
 WIDTHS = (32, 64, 128, 256, 512)

@@ -1,0 +1,1 @@
+"""Looking at a data set: one pass over it, its numbers, labels that look wrong."""

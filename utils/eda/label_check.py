@@ -1,0 +1,184 @@
+"""Annotations that look wrong: the kinds of label error that hand X-ray data is known to have, as one table.
+
+Known from the competition's data: bones labelled in reverse, an outline that takes in a ring, one bone drawn over
+another. Every rule compares an image with the others, so it needs no model, and none of them proves an error: look.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from utils.eda.survey import Survey
+
+COLUMNS = ["image_name", "ID", "class", "reason", "score"]
+USUAL = 0.9
+"""A rule about presence, pieces and holes holds for a class if this share of the images keeps it."""
+RARE, RARE_IOU = 0.05, 0.1
+"""An overlap is unusual if the pair overlaps in this share of the images at most, and with at least this IoU here."""
+LOOP = 0.01
+"""A loop of a self-crossing polygon counts from this share of its area."""
+AREA_SPREADS, AREA_RATIO = 6.0, 1.4
+"""An area is unusual this many robust standard deviations from the expected one, and by this factor at least."""
+PLACE_SPREADS, PLACE_FLOOR = 3.0, 0.1
+"""A bone is out of place this many times as far as 90 % of the images, and this share of the hand's radius at least."""
+
+
+def suspicious(found: Survey) -> pd.DataFrame:
+    """Everything that looks wrong, the most unusual first: image_name, ID, class ("": the whole image), reason, score.
+
+    score: how many times a value exceeds what the rule allows (1 where it is yes or no). The rules about areas and
+    places need a survey of at least ten annotated images; those about places and sides need the fingers' classes.
+    """
+    rows = [*_missing(found), *_shapes(found), *_overlaps(found), *_sides(found)]
+    if found.bones["image_name"].nunique() >= 10:
+        rows += [*_areas(found), *_places(found)]
+    people = found.images.set_index("image_name")["ID"]
+    table = pd.DataFrame([(name, people[name], *rest) for name, *rest in rows], columns=COLUMNS)
+    return table.sort_values(["score", "image_name"], ascending=[False, True], ignore_index=True)
+
+
+def _missing(found: Survey) -> list[tuple]:
+    present = pd.crosstab(found.bones["image_name"], found.bones["class"])
+    annotated = found.images.loc[found.images["annotation"] != "", "image_name"]
+    present = present.reindex(annotated, fill_value=0)
+    usual = [name for name in present if present[name].mean() >= USUAL]
+    reason = "missing, though {:.0%} of the images have it"
+    return [
+        (image, name, reason.format(present[name].mean()), 1.0)
+        for name in usual
+        for image in present.index[present[name] == 0]
+    ]
+
+
+def _shapes(found: Survey) -> list[tuple]:
+    bones, rows = found.bones, []
+    for column, normal, what in (("pieces", 1, "separate pieces"), ("holes", 0, "hole")):
+        usual = (bones[column] == normal).groupby(bones["class"]).transform("mean") >= USUAL
+        odd = bones[usual & (bones[column] > normal)]
+        rows += [(image, name, f"{n} {what}", 1.0) for image, name, n in zip(*_key(odd), odd[column], strict=True)]
+    odd = bones[bones["crossing"] > LOOP]
+    reason = "its outline crosses itself, cutting off a loop of {:.0%}"
+    rows += [
+        (image, name, reason.format(n), n / LOOP) for image, name, n in zip(*_key(odd), odd["crossing"], strict=True)
+    ]
+    return rows
+
+
+def _overlaps(found: Survey) -> list[tuple]:
+    have = pd.crosstab(found.bones["image_name"], found.bones["class"])
+    rows = []
+    for (a, b), group in found.pairs.groupby(["a", "b"]):
+        images = int((have[a] & have[b]).sum())
+        if len(group) <= RARE * images:
+            where = f"only {len(group)} of {images} images show"
+            for row in group[group["iou"] > RARE_IOU].itertuples():
+                smaller, other = _stranger_first(found, row.image_name, a, b)
+                rows.append(
+                    (
+                        row.image_name,
+                        smaller,
+                        f"overlaps {other} (IoU {row.iou:.2f}), which {where}",
+                        row.iou / RARE_IOU,
+                    )
+                )
+    return rows
+
+
+def _sides(found: Survey) -> list[tuple]:
+    hands, rows = found.images[found.images["side"] != ""], []
+    named = hands["image_name"].str.extract(r"_([RL])\.\w+$")[0]
+    wrong = named.notna() & (named != hands["side"])
+    for row, side in zip(hands[wrong].itertuples(), named[wrong], strict=True):
+        rows.append((row.image_name, "", f"the file name says {side}, the order of the fingers {row.side}", 1.0))
+    for _, group in hands.groupby("ID"):
+        if len(group) == 2 and len(set(group["side"])) == 1:
+            thumb = "left" if group["side"].iloc[0] == "R" else "right"
+            reason = f"both images of this person show the thumb on the {thumb}"
+            rows += [(name, "", reason, 1.0) for name in group["image_name"]]
+    return rows
+
+
+def _areas(found: Survey) -> list[tuple]:
+    """Areas far from what the class has in other images, after taking out the size of this hand."""
+    areas = np.log(found.bones.pivot_table(index="image_name", columns="class", values="area"))
+    if areas.shape[1] < 5:  # the size of the hand could not be told from the size of the bone
+        return []
+    relative = areas - areas.median()
+    relative = relative.sub(relative.median(axis=1), axis=0)
+    relative = relative - relative.median()
+    spread = 1.4826 * relative.abs().median()
+    limit = np.maximum(AREA_SPREADS * spread, np.log(AREA_RATIO))
+    score = (relative.abs() / limit).to_numpy()
+    reason = "{:.2f} times the area expected for a hand of this size"
+    return [
+        (areas.index[i], areas.columns[j], reason.format(np.exp(relative.iloc[i, j])), float(score[i, j]))
+        for i, j in np.argwhere(score > 1)
+    ]
+
+
+def _places(found: Survey) -> list[tuple]:
+    """Bones that are far from where their neighbours say they should be, and whose place they have taken instead."""
+    names, classes, points = _aligned(found)
+    if len(classes) < 5 or len(names) < 10:
+        return []
+    usual = np.nanmedian(points, axis=0)
+    off = points - usual
+    near = np.argsort(abs(usual[:, None] - usual), axis=1)[:, 1:6]
+    around = off[:, near]
+    off = off - (np.nanmedian(around.real, axis=2) + 1j * np.nanmedian(around.imag, axis=2))
+    limit = np.maximum(PLACE_SPREADS * np.nanpercentile(abs(off), 90, axis=0), PLACE_FLOOR)
+    rows = []
+    for image in np.flatnonzero((abs(off) > limit).any(axis=1)):
+        present = np.flatnonzero(~np.isnan(points[image]))
+        # squared distances: the best assignment stays the same if bones are moved together, as in a bent wrist
+        _, taken = linear_sum_assignment(abs(points[image, present][:, None] - usual[present]) ** 2)
+        for k in np.flatnonzero(abs(off[image]) > limit):
+            place = classes[present[taken[np.searchsorted(present, k)]]]
+            reason = (
+                "far from its place beside its neighbours" if place == classes[k] else f"lies where {place} is expected"
+            )
+            rows.append((names[image], classes[k], reason, float(abs(off[image, k]) / limit[k])))
+    return rows
+
+
+def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
+    """Image names, classes, and centroids (complex, images × classes, NaN where absent) moved onto each other.
+
+    Left hands are mirrored; each hand is shifted, turned and scaled to fit the median hand, whose bones lie about 1
+    from its centre. Wrong labels hardly move a hand, because far points count little (weights 1 / distance).
+    """
+    hands = found.bones[found.bones["image_name"].isin(found.images.loc[found.images["side"] != "", "image_name"])]
+    x, y = (
+        hands.pivot_table(index="image_name", columns="class", values=v).reindex(columns=found.classes) for v in "xy"
+    )
+    points = x.to_numpy(float) + 1j * y.to_numpy(float)
+    points = points[:, ~np.isnan(points).all(axis=0)]
+    classes = [name for name in found.classes if x[name].notna().any()]
+    side = found.images.set_index("image_name")["side"].reindex(x.index).to_numpy()
+    points = np.where((side == "L")[:, None], -points.conj(), points)
+    points = points - np.nanmean(points, axis=1, keepdims=True)
+    points = points / np.sqrt(np.nanmean(abs(points) ** 2, axis=1, keepdims=True))
+    known = ~np.isnan(points)
+    for _ in range(4):
+        usual = np.nanmedian(points.real, axis=0) + 1j * np.nanmedian(points.imag, axis=0)
+        weight = np.where(known, 1 / (0.02 + np.nan_to_num(abs(points - usual))), 0)
+        weight /= weight.sum(axis=1, keepdims=True)
+        filled = np.where(known, points, 0)
+        here, there = (weight * filled).sum(axis=1, keepdims=True), (weight * usual).sum(axis=1, keepdims=True)
+        turn = (weight * (filled - here).conj() * (usual - there)).sum(axis=1, keepdims=True)
+        turn = turn / (weight * abs(filled - here) ** 2).sum(axis=1, keepdims=True)
+        points = (points - here) * turn + there
+    return list(x.index), classes, points
+
+
+def _key(bones: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    return bones["image_name"], bones["class"]
+
+
+def _stranger_first(found: Survey, image: str, a: str, b: str) -> tuple[str, str]:
+    """The two classes, the one whose area is farther from its usual one first: it is the one drawn wrongly."""
+    bones = found.bones[found.bones["class"].isin([a, b])]
+    usual = bones.groupby("class")["area"].median()
+    here = bones[bones["image_name"] == image].set_index("class")["area"]
+    strange = np.log(here / usual).abs()
+    return (a, b) if strange[a] >= strange[b] else (b, a)

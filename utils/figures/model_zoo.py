@@ -1,0 +1,91 @@
+"""Figures of the model zoo: Dice against cost, and class activation maps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from utils.figures.overlays import halo, image_grid, outlines, show_image
+from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, new_figure
+
+FAMILY_COLOURS = (*PALETTE[:6], SOFT)
+
+
+def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: int) -> Figure:
+    """Dice (0 to 1) over multiply-adds (10⁹, logarithmic) of every architecture, in family colours.
+
+    table: index architecture, columns family, multiply_adds, parameters (millions) and dice; rows without a Dice are
+    left out. Areas grow with the parameters; the line joins those that no cheaper one beats.
+    """
+    table = table.dropna(subset=["dice"]).sort_values("multiply_adds")
+    figure, (ax,) = new_figure(WIDTH, 6.4)
+    colours = dict(zip(families, FAMILY_COLOURS, strict=False))
+    best = table[table["dice"] >= table["dice"].cummax()]
+    ax.step(best["multiply_adds"], best["dice"], where="post", color=SOFT, linewidth=1, linestyle=":", zorder=1)
+    for name in families:
+        rows = table[table["family"] == name]
+        if len(rows):
+            area = 12 + 5 * rows["parameters"]
+            ax.scatter(rows["multiply_adds"], rows["dice"], s=area, color=colours[name], alpha=0.6, linewidths=0)
+            ax.scatter(rows["multiply_adds"], rows["dice"], s=9, color=colours[name], label=name, zorder=3)
+    ax.set(xscale="log", xlabel=f"10⁹ multiply-adds of a forward pass at {image_size} × {image_size}", ylabel="Dice")
+    ax.set_xlim(table["multiply_adds"].min() / 1.4, table["multiply_adds"].max() * 2.2)
+    ax.margins(y=0.07)
+    ax.grid(color=LINE, linewidth=0.7)
+    ax.set_axisbelow(True)
+    legend = figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([36])
+    _name_points(ax, table, set(best.index))
+    return figure
+
+
+def activations(
+    image: np.ndarray, shares: np.ndarray, truth: Sequence[str], size: tuple[int, int], classes: Sequence[str]
+) -> Figure:
+    """Class activation maps over one image, each with the true outline (blue) and its peak (cross).
+
+    image: uint8 (h, w) or (h, w, 3); shares: float (classes, h, w), each map as a share of its maximum; truth:
+    full-size RLE, one a class; size: (H, W).
+    """
+    figure, axes = image_grid(list(classes), [size] * len(classes), 4)
+    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    for ax, plane, text in zip(axes, shares, truth, strict=False):
+        show_image(ax, image, size)
+        heat = np.clip(plane, 0, 1)
+        ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat**0.5, extent=extent)
+        if text:
+            paths = outlines(text, size, image.shape[:2])
+            ax.add_collection(PathCollection(paths, facecolor="none", edgecolor="#56B4E9", linewidth=1.2))
+        if plane.max() <= 0:
+            ax.text(0.5, 0.03, "nothing found", transform=ax.transAxes, ha="center", color="white", fontsize=8)
+            continue
+        y, x = np.unravel_index(plane.argmax(), plane.shape)
+        y, x = (y + 0.5) * size[0] / plane.shape[0], (x + 0.5) * size[1] / plane.shape[1]
+        ax.plot(x, y, marker="+", markersize=10, markeredgewidth=1.6, color="white")
+    return figure
+
+
+def _name_points(ax: Axes, table: pd.DataFrame, bold: set[str]) -> None:
+    """Names right of their points, moved up or down until none covers another."""
+    ax.figure.draw_without_rendering()
+    to_data, taken = ax.transData.inverted(), []
+    pixel = ax.figure.dpi / 72
+    for row in table.sort_values("dice", ascending=False).itertuples():
+        x, y = ax.transData.transform((row.multiply_adds, row.dice))
+        for step in sorted(range(-16, 17), key=abs):
+            left, middle = x + 5 * pixel, y + 4 * pixel * step
+            box = Bbox.from_bounds(left, middle - 4 * pixel, 4.2 * pixel * len(row.Index), 8 * pixel)
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        if abs(step) > 1:
+            ends = to_data.transform([(x, y), (left - pixel, middle)])
+            ax.plot(*ends.T, color=SOFT, linewidth=0.5)
+        place = to_data.transform((left, middle))
+        weight = "bold" if row.Index in bold else "normal"
+        ax.text(*place, row.Index, fontsize=7, va="center", color=INK, fontweight=weight, path_effects=halo(2, "white"))

@@ -1,0 +1,1 @@
+"""Predicting with test-time augmentation, stored probabilities, the vote."""

@@ -1,0 +1,271 @@
+"""Soft voting from the probability store, image by image: memory does not grow with fold models or images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.data.cache import Cache
+from utils.files import read_json, resolve, shown
+from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
+from utils.masks import rle, upsampling
+from utils.masks.dice import dice_per_class, dice_table, mean_dice
+from utils.models.checkpoint import Config, read_config
+
+THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
+"""What `choose_thresholds` tries."""
+
+PICKS = 5
+"""Models that `choose_weights` picks one after the other, so weights are multiples of a fifth, a quarter, …"""
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """A model trained on one fold, with its stored probabilities: `oof` of the images it never saw, and `test`."""
+
+    model: str
+    fold: int
+    oof: ProbabilityStore
+    test: ProbabilityStore
+    config: Config
+
+
+def find_fold_models(output_dir: str | Path, models: Sequence[str] = ()) -> list[FoldModel]:
+    """The fold models that 04_inference_tta has finished below a run's folder; of the named models only, where given.
+
+    Raises FileNotFoundError saying what is missing.
+    """
+    output_dir = resolve(output_dir)
+    steps = output_dir / "04_inference_tta"
+    fold_models = []
+    for metrics in sorted(steps.glob("*/fold*/metrics.json")):
+        folder, found = metrics.parent, read_json(metrics)
+        if models and found["model"] not in models:
+            continue
+        stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
+        checkpoint = output_dir / "03_train" / found["model"] / folder.name / "best"
+        fold_models.append(FoldModel(found["model"], found["fold"], *stores, read_config(checkpoint)))
+    missing = sorted(set(models) - {m.model for m in fold_models})
+    if missing or not fold_models:
+        raise FileNotFoundError(
+            f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(steps)}: "
+            "run 04_inference_tta first"
+        )
+    classes = {tuple(m.config.classes) for m in fold_models}
+    if len(classes) > 1:
+        raise ValueError(
+            f"the fold models in {shown(steps)} know different classes: {sorted(map(len, classes))} of them"
+        )
+    return sorted(fold_models, key=lambda m: (m.model, m.fold))
+
+
+def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
+    """One image's RLE per class: Σ weight · bilinear_upsample(probability) > threshold, with weights summing to 1.
+
+    Fold models may have different resolutions. Upsampling is linear, so the maps of one resolution are averaged first
+    and upsampled once; the result differs from averaging at full size by float32 rounding only. A pixel can pass only
+    where the mean of some resolution does: only there is anything computed.
+    """
+    size = stored[0].size
+    if any(s.size != size for s in stored):
+        raise ValueError(
+            f"fold models disagree about the image's size: {sorted({s.size for s in stored})}; they saw other data"
+        )
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    means: dict[tuple[int, int], np.ndarray] = {}
+    for fold_model, share in zip(stored, shares, strict=True):
+        grid = fold_model.regions.grid
+        if grid not in means:
+            means[grid] = np.zeros((len(fold_model.regions.boxes), *grid), np.float32)
+        for plane, (patch, (top, left)) in zip(means[grid], fold_model.regions.patches(), strict=True):
+            plane[top : top + patch.shape[0], left : left + patch.shape[1]] += patch * np.float32(share / LEVELS)
+    if len(means) == 1:
+        return upsampling.encode_masks(next(iter(means.values())), size, threshold)
+    totals = {grid: shares[[s.regions.grid == grid for s in stored]].sum() for grid in means}
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(next(iter(means.values()))))
+    runs = [
+        _vote_class({grid: mean[number] for grid, mean in means.items()}, totals, float(limit), size)
+        for number, limit in enumerate(thresholds)
+    ]
+    return rle.to_strings(runs)
+
+
+def _vote_class(
+    means: dict[tuple[int, int], np.ndarray], totals: dict, threshold: float, size: tuple[int, int]
+) -> rle.Runs:
+    boxes = []
+    for grid, mean in means.items():
+        hot = mean > np.float32(threshold * totals[grid])
+        rows, columns = np.flatnonzero(hot.any(1)), np.flatnonzero(hot.any(0))
+        if len(rows):
+            shape = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+            boxes.append(upsampling.reach((int(rows[0]), int(columns[0])), shape, grid, size))
+    if not boxes:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    lows, highs = np.min(boxes, axis=0), np.max(boxes, axis=0)
+    box = int(lows[0]), int(lows[1]), int(highs[2]), int(highs[3])
+    total = sum(upsampling.upsample_region(mean, (0, 0), grid, size, box) for grid, mean in means.items())
+    return upsampling.region_runs(total > np.float32(threshold), box[:2], size)
+
+
+def vote_images(
+    fold_models: Sequence[FoldModel],
+    names: Iterable[str],
+    split: str,
+    weights: dict[str, float],
+    threshold: float | Sequence[float],
+    folds: dict[str, int] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """Each image's name and RLE per class from `split` ("test" or "oof").
+
+    For "oof", `folds` gives each image's fold and only that fold's fold models vote: none of them saw the person.
+    """
+
+    def one(name: str) -> tuple[str, list[str]]:
+        voters = [m for m in fold_models if weights.get(m.model, 0) > 0 and (folds is None or m.fold == folds[name])]
+        stored = [getattr(m, split).read(name) for m in voters]
+        return name, soft_vote(stored, [weights[m.model] for m in voters], threshold)
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(one, names)
+
+
+def shared_images(fold_models: Sequence[FoldModel], folds: pd.DataFrame) -> dict[str, int]:
+    """The images, with their fold, for which every model has a fold model that did not see the person."""
+    models = {m.model for m in fold_models}
+    common = set.intersection(*({m.fold for m in fold_models if m.model == model} for model in models))
+    return {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
+
+
+def out_of_fold_dice(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    weights: dict[str, float],
+    threshold: float | Sequence[float] = 0.5,
+) -> pd.DataFrame:
+    """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
+    votes = vote_images(fold_models, images, "oof", weights, threshold, images)
+    return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
+    got from the other folds: the honest figure, because thresholds overfit easily. curve: Dice, thresholds × classes.
+    """
+
+    best: list[float]
+    curve: pd.DataFrame
+    fixed: float
+    tuned: float
+
+
+def choose_thresholds(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    weights: dict[str, float],
+    fixed: float = 0.5,
+) -> Thresholds:
+    """Per-class thresholds from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth."""
+    candidates = sorted({*THRESHOLDS, fixed})
+    tables = [out_of_fold_dice(fold_models, images, cache, weights, t) for t in candidates]
+    dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
+    at_fixed = candidates.index(fixed)
+    fold_of = tables[0].index.map(images).to_numpy()
+    crossed = np.empty_like(dice[0])
+    for fold in np.unique(fold_of):
+        here, others = fold_of == fold, fold_of != fold
+        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
+        crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
+    best = [candidates[i] for i in dice.mean(1).argmax(0)]
+    curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
+    return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote with them.
+    equal, crossed: mean Dice with equal weights, and with weights that each fold got from the other folds: the figure
+    to expect on new people.
+    """
+
+    best: dict[str, float]
+    dice: pd.DataFrame
+    equal: float
+    crossed: float
+
+
+def choose_weights(
+    fold_models: Sequence[FoldModel], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
+) -> Weights:
+    """Each model's weight from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth.
+
+    Greedy selection with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the best
+    model first, then whichever helps the vote most; the best of these votes counts. Images of a single fold leave
+    nothing to judge a choice by: there, weights stay equal.
+    """
+    models = sorted({m.model for m in fold_models})
+    fold_of = np.array([images[name] for name in images])
+    voted: dict[tuple[int, ...], pd.DataFrame] = {}
+
+    def dice(picks: Sequence[int]) -> pd.DataFrame:
+        counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
+        if counts not in voted:
+            voted[counts] = out_of_fold_dice(
+                fold_models, images, cache, dict(zip(models, counts, strict=True)), threshold
+            )
+        return voted[counts]
+
+    def select(rows: np.ndarray) -> tuple[int, ...]:
+        picks, path = (0,) * len(models), []
+        for _ in range(PICKS):
+            more = [tuple(n + (i == j) for j, n in enumerate(picks)) for i in range(len(models))]
+            picks = max(more, key=lambda some: mean_dice(dice(some)[rows]))
+            path.append(picks)
+        return max(path, key=lambda some: mean_dice(dice(some)[rows]))
+
+    equal = dice((1,) * len(models))
+    if len(np.unique(fold_of)) < 2:
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal))
+    crossed = equal.copy()
+    for fold in np.unique(fold_of):
+        crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
+    best = select(np.ones(len(fold_of), bool))
+    weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
+    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed))
+
+
+def model_weights(
+    fold_models: Sequence[FoldModel], models: Sequence[str], weights: Sequence[float]
+) -> dict[str, float]:
+    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError where they do not match."""
+    if not weights:
+        return {m.model: 1.0 for m in fold_models}
+    if len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"weights {list(weights)} for models {list(models)}: expected one number ≥ 0 for each named model, "
+            "not all of them 0"
+        )
+    return dict(zip(models, map(float, weights), strict=True))
+
+
+def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
+    """The best checkpoint of a trained model's fold in a run; "" takes the first model by name."""
+    steps = resolve(output_dir) / "03_train"
+    found = sorted(path.parent / "best" for path in steps.glob(f"{model or '*'}/fold{fold}/metrics.json"))
+    if not found:
+        raise FileNotFoundError(
+            f"no finished training of {model or 'any model'} with fold {fold} in {shown(steps)}: run 03_train first"
+        )
+    return found[0]
+
+
+def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:
+    """Rows image_name, class, rle in the order of `votes`, then classes."""
+    rows = [(name, label, mask) for name, masks in votes for label, mask in zip(classes, masks, strict=True)]
+    return pd.DataFrame(rows, columns=["image_name", "class", "rle"])

@@ -1,0 +1,158 @@
+"""Probabilities of a fold model at network resolution, with test-time augmentation, into the store."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import ttach
+from torch import nn
+
+from utils.data.cache import Cache
+from utils.data.loader import normalise, plain_loader
+from utils.device import choose_precision
+from utils.inference.probabilities import ProbabilityStore
+from utils.masks import upsampling
+from utils.masks.upsampling import to_scores
+from utils.models.checkpoint import WEIGHTS, load_checkpoint
+
+SCALES = (0.75, 1.0, 1.25)
+
+TTA = {
+    "none": lambda side: [],
+    "hflip": lambda side: [ttach.HorizontalFlip()],
+    "scale": lambda side: [_scales(side)],
+    "hflip+scale": lambda side: [ttach.HorizontalFlip(), _scales(side)],
+}
+"""Test-time augmentations by name. scale: 0.75, 1 and 1.25 times the network's resolution. Quarter turns and vertical
+flips are left out: hands are never seen so, and they cost Dice."""
+
+
+def _scales(side: int) -> ttach.Resize:
+    # ttach.Scale interpolates by nearest and crashes where sizes are not whole multiples; Resize takes sizes.
+    sizes = [(round(side * scale), round(side * scale)) for scale in SCALES]
+    return ttach.Resize(sizes, original_size=(side, side), interpolation="bilinear", align_corners=False)
+
+
+class Probabilities(nn.Module):
+    """A network with a sigmoid behind it, so that ttach averages probabilities."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float32 probabilities (N, classes, h, w) of normalised images (N, 3, h, w)."""
+        return self.model(image).float().sigmoid()
+
+
+class Predictor:
+    """A fold model ready to predict. The mean over TTA is of probabilities, not of logits.
+
+    tta: a name in TTA. precision: as in `train.Settings`.
+    """
+
+    def __init__(self, checkpoint: str | Path, device: torch.device, tta: str = "none", precision: str = "auto"):
+        if tta not in TTA:
+            raise ValueError(f"unknown tta {tta!r}; known are {', '.join(TTA)}")
+        model, self.config = load_checkpoint(checkpoint, device)
+        self.device, self.tta = device, tta
+        self.weights_digest = _digest(Path(checkpoint) / WEIGHTS)
+        network = Probabilities(model)
+        transforms = ttach.Compose(TTA[tta](self.config.image_size))
+        self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
+        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(choose_precision(precision, device))
+
+    @torch.inference_mode()
+    def __call__(self, image: torch.Tensor) -> np.ndarray:
+        """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images at the network's resolution."""
+        image = normalise(image.to(self.device, non_blocking=True), self.config.mean, self.config.std)
+        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+            return self.network(image).cpu().numpy()
+
+    def predict(
+        self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Each image's name and probabilities (classes, h, w), in the order of `names`."""
+        for batch in plain_loader(cache, names, batch_size, num_workers):
+            for index, maps in zip(batch["index"].tolist(), self(batch["image"]), strict=True):
+                yield names[index], maps
+
+    def fill(
+        self,
+        store: ProbabilityStore,
+        cache: Cache,
+        names: list[str],
+        batch_size: int,
+        num_workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> float:
+        """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped."""
+        started = time.monotonic()
+        store.begin({"weights": self.weights_digest, "tta": self.tta, "images": _names_digest(cache, names)})
+        stored = set(store.names())
+        missing = [name for name in names if name not in stored]
+        for number, (name, maps) in enumerate(self.predict(cache, missing, batch_size, num_workers), 1):
+            store.write(name, maps, cache.read(name).size)
+            if progress:
+                progress(number, len(missing))
+        return time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its truth and a fold model's masks (RLE per class at full size); pixels as in the cache."""
+
+    name: str
+    pixels: np.ndarray
+    size: tuple[int, int]
+    truth: list[str]
+    predicted: list[str]
+
+
+def predict_masks(
+    checkpoint: str | Path,
+    cache: Cache,
+    names: list[str],
+    threshold: float,
+    device: torch.device,
+    batch_size: int = 1,
+    upsample: str = "probabilities",
+) -> Iterator[tuple[str, list[str]]]:
+    """Each image's name and full-size RLE per class from one fold model, the way its validation made them."""
+    model, config = load_checkpoint(checkpoint, device)
+    for batch in plain_loader(cache, names, batch_size):
+        with torch.inference_mode():
+            logits = model(normalise(batch["image"].to(device), config.mean, config.std))
+        scores, limit = to_scores(logits, threshold, upsample)
+        for index, maps in zip(batch["index"].tolist(), scores, strict=True):
+            yield names[index], upsampling.encode_masks(maps, cache.read(names[index]).size, limit)
+
+
+def worst_images(
+    checkpoint: str | Path,
+    cache: Cache,
+    val_dice: pd.DataFrame,
+    threshold: float,
+    number: int,
+    upsample: str = "probabilities",
+) -> Iterator[Example]:
+    """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at."""
+    worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
+    for name, masks in predict_masks(checkpoint, cache, worst, threshold, torch.device("cpu"), upsample=upsample):
+        entry = cache.read(name)
+        yield Example(name, entry.image, entry.size, entry.truth, masks)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _names_digest(cache: Cache, names: list[str]) -> str:
+    return hashlib.sha256("".join(cache.signature(name) for name in names).encode()).hexdigest()

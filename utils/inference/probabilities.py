@@ -1,0 +1,77 @@
+"""The probability store: what a fold model said about each image, one small file an image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from utils.files import read_json, replacing, shown, write_json
+from utils.masks.sparse import Regions
+
+FORMAT = 1
+LEVELS = 4095
+"""Probabilities are stored as whole multiples of 1 / LEVELS. 255 would do for the outlines of a bone, but not where two
+fold models are sure and disagree: there a fraction of a thousandth decides."""
+FLOOR = 0.005
+"""A class's region is the box of all probabilities above this."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, 0 outside each class's region.
+
+    size: the full size (H, W).
+    """
+
+    regions: Regions
+    size: tuple[int, int]
+
+
+class ProbabilityStore:
+    """A folder of one compressed .npz an image, and store.json, which says what the probabilities were made from."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def begin(self, source: dict) -> None:
+        """Prepare for writing what `source` (JSON values: weights, TTA, data, …) makes.
+
+        What an interrupted run of the same source stored is kept; what another source stored is removed.
+        """
+        path = self.folder / "store.json"
+        source = {"format": FORMAT, **source}
+        if not path.exists() or read_json(path) != source:
+            for old in self.folder.glob("*.npz"):
+                old.unlink()
+            write_json(path, source)
+
+    def path(self, image_name: str) -> Path:
+        """The file of one image."""
+        return self.folder / f"{image_name}.npz"
+
+    def names(self) -> list[str]:
+        """The stored images, sorted."""
+        return sorted(path.name.removesuffix(".npz") for path in self.folder.glob("*.npz"))
+
+    def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
+        """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W). NaN is refused."""
+        if not np.isfinite(probabilities).all():
+            raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
+        codes = np.rint(probabilities * LEVELS).astype(np.uint16)
+        regions = Regions.from_dense(codes, floor=round(FLOOR * LEVELS))
+        with replacing(self.path(image_name)) as temporary:
+            np.savez_compressed(temporary, size=np.array(size), **regions.arrays())
+
+    def read(self, image_name: str) -> Stored:
+        """One image's probabilities. Raises FileNotFoundError or ValueError naming the file and what to do."""
+        path = self.path(image_name)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Stored(Regions.from_arrays(arrays), tuple(arrays["size"].tolist()))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{shown(path)}: not stored; run 04_inference_tta for this fold model again"
+            ) from None
+        except (BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"{shown(path)} is damaged ({error}); delete it and run 04_inference_tta again") from error

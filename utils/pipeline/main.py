@@ -1,0 +1,196 @@
+"""The run behind run_all.sh: checks profile and data, starts Snakemake, shows the leaderboard and what failed."""
+
+import argparse
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.files import ROOT, read_json, shown
+from utils.params import ParameterError
+from utils.pipeline.profile import ProfileError, Step, profile_path, read_profile, run_name, steps
+from utils.pipeline.run_folder import RunError, prepare_data, prepare_run
+from utils.pipeline.run_notebook import OWNER, say
+
+
+def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
+    """Run notebooks/Snakefile in the run's folder; its exit status, and what it printed with `output=PIPE`.
+
+    A local Snakemake and its steps are a process group of their own, killed as one when this process is stopped;
+    with a cluster's executor it is interrupted instead, so that it takes its jobs back.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "from utils.pipeline.run_notebook import end_with_run as w; w(); from snakemake.cli import main; main()",
+    ]
+    command += ["--snakefile", str(ROOT / "notebooks" / "Snakefile"), "--directory", str(run), "--nolock"]
+    command += ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", *options]
+    environment = os.environ | {OWNER: f"{socket.gethostname()} {os.getpid()}"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, text=True, stdout=output, stderr=output
+    )
+    try:
+        printed = process.communicate()
+        return process.returncode, "".join(text or "" for text in printed)
+    except BaseException:
+        _stop(process, local)
+        raise
+
+
+def preview(status: int, printed: str) -> int:
+    """Print the steps that a dry run of Snakemake names, with its reasons; the exit status."""
+    jobs = re.findall(r"^    output: (\S.*)/metrics\.json\n(?:    .*\n)*?    reason: (.*)$", printed, re.MULTILINE)
+    print("\n".join(f"would run {step}: {reason}" for step, reason in sorted(jobs)) or "nothing to do")
+    if status:
+        print(printed)
+    return status
+
+
+def failures(run: Path, names: list[str], lines: int = 12) -> str:
+    """What the failed steps among `names` say: the end of each error and where to look; "" if none failed."""
+    parts = []
+    for name in names:
+        path = run / name / "failed.txt"
+        if path.exists():
+            error = path.read_text(encoding="utf-8").strip().splitlines()
+            notebook = run / name / f"{name.partition('/')[0]}.ipynb"
+            where = f"    notebook {shown(notebook)}\n    log      {shown(run / name / 'log.txt')}"
+            parts.append("\n".join([f"✗ {name}", *(f"    {line[:400]}" for line in error[-lines:]), where]))
+    return "\n".join(parts)
+
+
+def start(given: argparse.Namespace) -> int:
+    """One run, as the command line asks for it; the exit status."""
+    path = profile_path(given.profile)
+    profile = read_profile(path)
+    data = None if given.data is None else Path(os.path.normpath(Path(given.caller) / given.data))
+    run = ROOT / "outputs" / run_name(given.profile, data)
+    data_dir = shown(data or ROOT / profile.sample.folder)
+    planned = steps(path, run.name, data_dir)
+    names = [step.name for step in planned]
+    if given.dry_run and data is None and not (ROOT / profile.sample.folder).exists():
+        print("\n".join([f"would make the sample in {profile.sample.folder}, then run", *(f"  {n}" for n in names)]))
+        return 0
+    if data is not None and not data.is_dir():
+        raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=5)  # a run that was just killed takes a moment to go
+    except Timeout:
+        raise RunError(f"another process is working on {shown(run)}; wait for it to end, or stop it") from None
+    with lock:
+        began = time.monotonic()
+        say(f"run {run.name}: {len(names)} steps")
+        prepare_data(run, data, profile)
+        prepare_run(run, profile, planned, data_dir, given.force and not given.dry_run)
+        jobs = given.jobs or profile.jobs
+        options = ["--executor", given.executor, "--jobs", str(jobs)] if given.executor else []
+        options += [] if given.executor else ["--cores", str(jobs * profile.threads), "--quiet", "all"]
+        if given.dry_run:
+            options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
+            return preview(*snakemake(run, options, output=subprocess.PIPE))
+        status, _ = snakemake(run, options + given.snakemake, local=not given.executor)
+        return finish(run, planned, status, (time.monotonic() - began) / 60)
+
+
+def finish(run: Path, planned: list[Step], status: int, minutes: float) -> int:
+    """Print the leaderboard, write the report, say what failed and where the submission is; the exit status."""
+    from utils.pipeline.leaderboard import show_leaderboard
+    from utils.pipeline.report import write_report
+
+    left = _not_done(run, planned)
+    if len(left) < len(planned):
+        print("", show_leaderboard(run), sep="\n")
+        print(f"\nreport      {shown(write_report(run))}")
+    submission = read_json(run / "run.json")["submission"]
+    if submission and not left:
+        print(f"submission  {submission}")
+    problems = failures(run, left)
+    if problems:
+        print(f"\nFAILED after {minutes:.1f} min; the same command tries again from there\n{problems}")
+        waiting = [n for n in left if not (run / n / "failed.txt").exists()]
+        print(f"  not run, because they need it: {', '.join(waiting)}" if waiting else "", flush=True)
+    elif status:
+        logs = sorted((run / ".snakemake" / "log").glob("*.log"))
+        text = logs[-1].read_text(encoding="utf-8").strip().splitlines()[-20:] if logs else []
+        raise RunError("\n".join([f"Snakemake ended with status {status}; not done: {', '.join(left)}", *text]))
+    else:
+        say(f"done in {minutes:.1f} min" + (f"; left: {', '.join(left)}" if left else ""))
+    return 1 if problems else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of run_all.sh, which describes the options."""
+    parser = argparse.ArgumentParser(prog="run_all.sh", allow_abbrev=False)
+    parser.add_argument("--profile", default="sample")
+    parser.add_argument("--data")
+    parser.add_argument("--caller", default=os.getcwd(), help="the folder that a relative --data starts from")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--executor")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    given = parser.parse_args(arguments[:cut])
+    given.snakemake = arguments[cut + 1 :]
+    if given.jobs is not None and given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: expected at least 1")
+    if given.executor and not importlib.util.find_spec(f"snakemake_executor_plugin_{given.executor.replace('-', '_')}"):
+        plugin = f".venv/bin/pip install snakemake-executor-plugin-{given.executor}"
+        parser.error(f"--executor {given.executor} needs Snakemake's plugin; {plugin}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # a script's background job starts with it ignored, and so would Snakemake, which cancels a cluster's jobs on it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    from utils.data.competition import DataError
+
+    try:
+        return start(given)
+    except (RunError, ProfileError, ParameterError, DataError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _not_done(run: Path, planned: list[Step]) -> list[str]:
+    """Steps without a result, and those after them, whose earlier result no longer counts and is forgotten."""
+    left: list[str] = []
+    for step in planned:
+        if not (run / step.name / "metrics.json").exists() or set(step.after) & set(left):
+            (run / step.name / "metrics.json").unlink(missing_ok=True)
+            left.append(step.name)
+    return left
+
+
+def _stop(process: subprocess.Popen, local: bool) -> None:
+    import psutil
+
+    if not local:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    for each in [process, *family]:
+        try:
+            each.kill()
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Profiles: what a run trains and with which parameters, checked against the notebooks before anything starts.
+
+A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
+of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05; `parameters` go to every notebook that declares
+them.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from utils.errors import Problems, unknown
+from utils.files import ROOT, shown
+from utils.params import Parameter, ParameterError, check_values, declared
+
+NOTEBOOKS = {
+    "eda": "01_eda",
+    "baseline": "02_baseline_fcn",
+    "train": "03_train",
+    "predict": "04_inference_tta",
+    "ensemble": "05_ensemble",
+}
+"""The notebook of each section."""
+
+OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission")
+"""Parameters that the run sets itself, so that its steps find each other's files."""
+
+Section = dict[str, Any]
+
+
+class ProfileError(Problems):
+    """A profile that can't be run; the message lists every problem."""
+
+    def __init__(self, where: str | Path, problems: list[str]):
+        super().__init__(f"{shown(where)} can't be run:", problems)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Sample(_Strict):
+    """The synthetic data set that is made where no `--data` is given; folder relative to the repository."""
+
+    folder: str = "data/sample"
+    train_people: Annotated[int, Field(ge=2)] = 40
+    test_people: Annotated[int, Field(ge=1)] = 12
+    image_size: Annotated[int, Field(ge=128)] = 2048
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Profile(_Strict):
+    """A profile file. `threads`: CPU threads of one step; `jobs`: steps at the same time; `models` × `folds`."""
+
+    sample: Sample = Sample()
+    threads: Annotated[int, Field(ge=1)] = 2
+    jobs: Annotated[int, Field(ge=1)] = 1
+    parameters: Section = {}
+    folds: Annotated[list[Annotated[int, Field(ge=-1)]], Field(min_length=1)] = [0]
+    eda: Section = {}
+    baseline: Section | None = None
+    train: Section = {}
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")], Section] = {}
+    predict: Section = {}
+    ensemble: Section = {}
+
+
+class Step(BaseModel):
+    """One execution of a notebook. `name` is its folder in the run, such as `03_train/unetplusplus/fold0`."""
+
+    name: str
+    parameters: dict[str, Any]
+    after: list[str] = []
+
+
+def profile_path(name: str) -> Path:
+    """The file of a profile; ProfileError names the nearest one where there is none."""
+    folder = ROOT / "notebooks" / "profiles"
+    path = folder / f"{name}.yaml"
+    if path.exists():
+        return path
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    raise ProfileError(path, [unknown("profile", name, names)])
+
+
+def read_profile(path: str | Path) -> Profile:
+    """A checked profile file. Raises ProfileError with all unknown keys and wrong values of its own structure."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ProfileError(path, [f"not YAML: {error}"]) from None
+    if not isinstance(raw, dict):
+        raise ProfileError(path, ["expected sections such as `train:` and `models:`"])
+    for key in {"parameters", "eda", "train", "models", "predict", "ensemble"} & raw.keys():
+        raw[key] = {} if raw[key] is None else raw[key]
+    if isinstance(raw.get("models"), dict):
+        raw["models"] = {name: {} if section is None else section for name, section in raw["models"].items()}
+    if "baseline" in raw and raw["baseline"] is None:
+        raw["baseline"] = {}
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as error:
+        raise ProfileError(path, [_structure(e) for e in error.errors(include_url=False)]) from None
+
+
+def run_name(profile: str, data: str | Path | None) -> str:
+    """`sample`, or `sample-nuclei` where a data folder is given."""
+    return profile if data is None else f"{profile}-{Path(data).name}"
+
+
+def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
+    """The run's steps, earlier ones first, with their checked parameters.
+
+    `run`: name of the run; `data_dir`: the data folder as the notebooks get it. Raises ProfileError with every
+    parameter that a notebook does not declare or that is not of the declared type.
+    """
+    profile, problems = read_profile(path), []
+    notebooks = {n: _declared(n, problems) for n in _used(profile)}
+    known = {name for parameters in notebooks.values() for name in parameters}
+    for name in profile.parameters:
+        if name in OWN:
+            problems.append(f"parameters.{name}: set by the run itself")
+        elif name not in known:
+            problems.append(f"parameters: {unknown('parameter', name, known)}")
+    planned = []
+    for section, where, step, own in _plan(profile, run, data_dir):
+        notebook = notebooks[NOTEBOOKS[section]]
+        given = {k: v for k, v in profile.parameters.items() if k in notebook}
+        for title, values in where.items():
+            problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
+            problems += [f"{title}: {p}" for p in check_values(notebook, values)[1]]
+            given |= values
+        lacking = [k for k in own if k not in notebook] if notebook else []
+        problems += [f"notebooks/{NOTEBOOKS[section]}.ipynb does not declare {k}, which a run needs" for k in lacking]
+        given = {k: v for k, v in given.items() if k in notebook}
+        checked, wrong = check_values(notebook, given | {k: v for k, v in own.items() if k in notebook})
+        step.parameters = checked
+        problems += [p for p in wrong if not any(q.endswith(p) for q in problems)]
+        planned.append(step)
+    if problems:
+        raise ProfileError(path, problems)
+    return planned
+
+
+def _used(profile: Profile) -> list[str]:
+    sections = ["eda", *(["baseline"] if profile.baseline is not None else [])]
+    return [NOTEBOOKS[s] for s in [*sections, *(["train", "predict", "ensemble"] if profile.models else [])]]
+
+
+def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
+    try:
+        return declared(ROOT / "notebooks" / f"{name}.ipynb")
+    except FileNotFoundError:
+        problems.append(f"notebooks/{name}.ipynb is missing")
+    except ParameterError as error:
+        problems += error.problems
+    return {}
+
+
+def _plan(profile: Profile, run: str, data_dir: str) -> list[tuple[str, dict[str, Section], Step, Section]]:
+    """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
+    common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
+    submission = {"submission": f"submissions/{run}.csv"}
+    plan = [("eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"], parameters={}), common)]
+    if profile.baseline is not None:
+        step = Step(name=NOTEBOOKS["baseline"], parameters={})
+        own = common if profile.models else common | submission  # alone, the baseline is what gets submitted
+        plan.append(("baseline", {"baseline": profile.baseline}, step, own))
+    predicted = []
+    for fold in profile.folds:
+        for model, parameters in profile.models.items():
+            own = common | {"model": model, "fold": fold}
+            trained, predict = (f"{NOTEBOOKS[s]}/{model}/fold{fold}" for s in ("train", "predict"))
+            where = {"train": profile.train, f"models.{model}": parameters}
+            plan.append(("train", where, Step(name=trained, parameters={}), own))
+            step = Step(name=predict, parameters={}, after=[trained])
+            plan.append(("predict", {"predict": profile.predict}, step, own))
+            predicted.append(predict)
+    if predicted:
+        own = common | submission | {"models": list(profile.models)}
+        step = Step(name=NOTEBOOKS["ensemble"], parameters={}, after=predicted)
+        plan.append(("ensemble", {"ensemble": profile.ensemble}, step, own))
+    return plan
+
+
+def _structure(error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}, found {error['input']!r}"
+    names = Sample.model_fields if error["loc"][0] == "sample" else Profile.model_fields
+    return unknown("key", place, [".".join([*map(str, error["loc"][:-1]), name]) for name in names])

@@ -1,0 +1,123 @@
+"""What a run's folder holds before Snakemake starts: the data set's files, the notebooks and parameters of the steps.
+
+Each file is written only where it changes, so its time says what has to run again.
+"""
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from utils.files import ROOT, read_json, shown, write_json, write_text
+from utils.pipeline.profile import NOTEBOOKS, Profile, Step
+from utils.pipeline.run_notebook import set_aside
+
+
+class RunError(Exception):
+    """The run can't start or did not finish; the message says why and what to do."""
+
+
+def fingerprint(data_dir: str | Path) -> dict[str, list[int]]:
+    """Size (bytes) and modification time (ns) of every file the pipeline reads in a data folder, by relative path."""
+    data_dir = Path(data_dir)
+    patterns = ("train/DCM/*/*.png", "train/outputs_json/*/*.json", "test/DCM/*/*.png")
+    named = [data_dir / name for name in ("meta_data.xlsx", "classes.txt", "solution.csv")]
+    files = [*(p for pattern in patterns for p in data_dir.glob(pattern)), *(p for p in named if p.exists())]
+    status = {p.relative_to(data_dir).as_posix(): p.stat() for p in sorted(files)}
+    return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
+
+
+def prepare_data(run: Path, data: Path | None, profile: Profile) -> Path:
+    """The checked data folder: `data`, or the profile's sample, made if missing.
+
+    Writes `<run>/data.json` if it changed. Raises DataError with all problems of the folder, and RunError where the
+    run's folder belongs to other data.
+    """
+    if data is None:
+        from utils.sample.generator import make_sample
+
+        data = ROOT / profile.sample.folder
+        make_sample(data, **profile.sample.model_dump(exclude={"folder"}))
+    found, record = fingerprint(data), run / "data.json"
+    before = read_json(record) if record.exists() else None
+    if found and before == found:
+        return data
+    owner = read_json(run / "run.json")["data_dir"] if before and (run / "run.json").exists() else str(data)
+    if before and (ROOT / owner).is_dir() and (ROOT / owner).resolve() != data.resolve():
+        raise RunError(f"{shown(run)} was made from {owner}; rename {data}, or delete {shown(run)}")
+
+    from utils.data.competition import check_data, read_classes, read_index
+
+    check_data(read_index(data), read_classes(data))
+    write_json(record, found)
+    return data
+
+
+def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str, force: bool = False) -> None:
+    """Write run.json, notebooks/ and parameters/ of the run's folder, each file only where it changed.
+
+    What no longer belongs to the run moves to `<run>/previous/`: fold models that are not in the profile any more, and
+    folds.csv where the images, `n_folds` or `seed` are others. `force` forgets that anything is done.
+    """
+    _set_aside_others(run, {step.name for step in planned})
+    for step in planned:
+        text = yaml.safe_dump(step.parameters, sort_keys=False, allow_unicode=True)
+        after = f"# after {', '.join(step.after)}\n" if step.after else ""
+        _write_if_changed(run / "parameters" / f"{step.name}.yaml", after + text)
+        notebook = f"{step.name.partition('/')[0]}.ipynb"
+        _write_if_changed(run / "notebooks" / notebook, _sources(ROOT / "notebooks" / notebook))
+        submission = step.parameters.get("submission")
+        if force or (submission and not (ROOT / submission).exists()):
+            (run / step.name / "metrics.json").unlink(missing_ok=True)
+        if force:
+            (run / step.name / "inputs.json").unlink(missing_ok=True)
+
+    images = sorted(name for name in read_json(run / "data.json") if name.startswith("train/DCM/"))
+    split = [planned[-1].parameters.get(name) for name in ("n_folds", "seed")]
+    folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
+    before = read_json(run / "run.json") if (run / "run.json").exists() else {}
+    if before.get("folds_of", folds_of) != folds_of and (run / "folds.csv").exists():
+        set_aside(run, "folds.csv")
+    about = {
+        "run": run.name,
+        "data_dir": data_dir,
+        "models": list(profile.models),
+        "folds": profile.folds,
+        "threads": profile.threads,
+        "steps": [step.name for step in planned],
+        "submission": planned[-1].parameters.get("submission", ""),
+        "folds_of": folds_of,
+    }
+    write_json(run / "run.json", about)
+
+
+def _set_aside_others(run: Path, names: set[str]) -> None:
+    """Move the results of steps that are not among `names` to `<run>/previous/`."""
+    folders = [run / NOTEBOOKS[section] for section in ("eda", "baseline", "ensemble")]
+    folders += [p for section in ("train", "predict") for p in run.glob(f"{NOTEBOOKS[section]}/*/fold*")]
+    for folder in folders:
+        name = folder.relative_to(run).as_posix()
+        if folder.is_dir() and name not in names:
+            set_aside(run, name)
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _sources(path: Path) -> str:
+    """A notebook without outputs: looking at it in JupyterLab does not change it."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.pop("id", None)
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata = {
+        "kernelspec": notebook.metadata.get("kernelspec", {"name": "python3", "display_name": "Python 3"})
+    }
+    notebook.nbformat_minor = 4  # before cell ids, which editors rewrite
+    return nbformat.writes(notebook) + "\n"

@@ -1,0 +1,1 @@
+"""The synthetic sample, for everybody who doesn't have the competition's data."""

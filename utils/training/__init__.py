@@ -1,0 +1,1 @@
+"""Training one fold model: parts by name, the loop, full-size validation."""

@@ -1,0 +1,191 @@
+"""The architectures side by side: what each costs, and what the same short training makes of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from utils.data.augment import Augmentation
+from utils.data.cache import Cache, Entry
+from utils.data.loader import normalise, plain_loader
+from utils.device import peak_memory
+from utils.files import ROOT, cores, read_json, write_json
+from utils.masks import rle
+from utils.models import build_model
+from utils.models.cam import SHARPNESS
+from utils.models.checkpoint import Config, load_checkpoint, versions
+from utils.training.fit import fit
+from utils.training.module import Settings
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "fully convolutional": ("fcn8s", "fcn16s", "fcn32s", "fcn_"),
+    "unpooling, dense blocks": ("deconvnet", "segnet", "fcdensenet"),
+    "dilated": ("dilatednet", "deeplab", "pspnet", "pan"),
+    "U-Net and pyramids": ("unet", "residual_", "attention_", "eff_", "mobile_", "linknet", "manet", "fpn"),
+    "high resolution": ("hrnet",),
+    "transformer, modern": ("segformer", "upernet", "mobilevit", "dpt", "swin_", "mask2former"),
+    "class activation": ("cam",),
+}
+"""Beginnings of the architectures' names, by family."""
+
+SMALLEST = (
+    *("fcn32s", "fcn16s", "fcn8s", "fcn_resnet50", "deconvnet", "segnet", "fcdensenet56"),
+    *("dilatednet", "deeplabv1", "deeplabv2", "deeplabv3", "deeplabv3plus", "deeplabv3plus_paper", "pspnet", "pan"),
+    *("unet", "unet_paper", "residual_unet", "attention_unet", "unetplusplus", "unetplusplus_paper", "unet3plus"),
+    *("eff_unet_b0", "mobile_unet", "linknet", "manet", "fpn", "hrnetv2_w18", "hrnet_ocr_w18"),
+    *("segformer_b0", "upernet", "upernet_swin_t", "upernet_convnext_t", "upernet_pvtv2_b0"),
+    *("mobilevit_deeplabv3_xxs", "mobilevitv2_deeplabv3_050", "dpt", "swin_unet", "mask2former_swin_t"),
+)
+"""The smallest network of every kind; the others differ from one of these in size alone."""
+
+QUARTER_WIDTH = ("fcn32s", "fcn16s", "fcn8s", "deconvnet", "dilatednet")
+"""More than a hundred million parameters, most of them in VGG16's fully connected layers: a short training of the whole
+would mostly move memory."""
+
+
+def training_options(name: str) -> dict[str, float]:
+    """Options of an architecture in the short training: a quarter of the width for those in QUARTER_WIDTH."""
+    return {"width": 0.25} if name in QUARTER_WIDTH else {}
+
+
+def family(name: str) -> str:
+    """The family of an architecture, a key of FAMILIES."""
+    return next(title for title, beginnings in FAMILIES.items() if name.startswith(beginnings))
+
+
+def costs(
+    names: Iterable[str],
+    classes: int,
+    image_size: int,
+    folder: str | Path,
+    threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """What one image of image_size² costs each architecture on the CPU, a row each, index architecture.
+
+    Columns: parameters (millions), multiply_adds (10⁹: convolutions, matrix products and attention), seconds (forward,
+    median of three, with `threads`; 0 for all cores), memory (MB that weights and activations add to the process at its
+    peak). Each is measured in a process of its own and kept in `folder`, so that nothing is measured twice.
+    """
+    names, rows = list(names), {}
+    setting = {"classes": classes, "image_size": image_size, "threads": threads or cores()}
+    for number, name in enumerate(names, 1):
+        path = Path(folder) / f"{name}.json"
+        found = read_json(path) if path.exists() else {}
+        if any(found.get(key) != value for key, value in {**setting, "versions": versions()}.items()):
+            command = [sys.executable, "-m", "utils.training.model_zoo", name, *map(str, setting.values())]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"measuring {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+            found = json.loads(done.stdout.splitlines()[-1]) | setting | {"versions": versions()}
+            write_json(path, found)
+        rows[name] = {key: found[key] for key in ("parameters", "multiply_adds", "seconds", "memory")}
+        if progress:
+            progress(number, len(names))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("architecture")
+
+
+def measure(name: str, classes: int, image_size: int, threads: int) -> dict[str, float]:
+    """One architecture's row of `costs`, measured in this process."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(threads)
+    before = peak_memory()
+    model = build_model(name, classes, image_size=image_size).eval()
+    image, times = torch.zeros(1, 3, image_size, image_size), []
+    with torch.inference_mode():
+        for _ in range(4):
+            started = time.perf_counter()
+            model(image)
+            times.append(time.perf_counter() - started)
+    memory = peak_memory() - before
+    # fused attention is one operation that the counter may not know; its plain form consists of matrix products
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(image)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
+        "multiply_adds": counter.get_total_flops() / 2e9,
+        "seconds": median(times[1:]),
+        "memory": memory,
+    }
+
+
+def train_once(
+    config: Config,
+    settings: Settings,
+    augmentation: Augmentation,
+    cache: Cache,
+    train: list[str],
+    validation: list[str],
+    folder: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """`train.fit`, unless it has ended in `folder` with the same arguments: {"dice", "minutes"}.
+
+    dice: full-size, of the best epoch on `validation`, whose weights are all that is kept, in `folder`/best.
+    """
+    images = [cache.signature(n) for n in (*train, *validation)]
+    made_from = {"config": asdict(config), "settings": asdict(settings), "augmentation": asdict(augmentation)}
+    made_from = json.loads(json.dumps(made_from | {"images": images}))  # as a file gives it back
+    done = folder / "metrics.json"
+    found = read_json(done) if done.exists() else {}
+    if any(found.get(key) != value for key, value in made_from.items()):
+        result = fit(
+            config, settings, augmentation, cache, train, validation, folder, device, on_epoch=_quiet, resumable=False
+        )
+        shutil.rmtree(folder / "last")  # as large as the best, and nobody asks for it
+        found = {"dice": result.score, "minutes": result.minutes, **made_from}
+        write_json(done, found)
+    return found
+
+
+def activation_shares(checkpoint: str | Path, cache: Cache, names: list[str]) -> dict[str, np.ndarray]:
+    """By image: the class activation maps of a trained `cam`, float32 (classes, h, w), as shares of their maxima."""
+    model, config = load_checkpoint(checkpoint, torch.device("cpu"))
+    shares = {}
+    with torch.inference_mode():
+        for batch in plain_loader(cache, names, batch_size=4):
+            logits = model(normalise(batch["image"], config.mean, config.std)).numpy()
+            for number, maps in zip(batch["index"].tolist(), logits, strict=True):
+                shares[names[number]] = maps / SHARPNESS + model.network.cutoff
+    return shares
+
+
+def peaks_inside(maps: np.ndarray, truth: list[str], size: tuple[int, int]) -> np.ndarray:
+    """For each class of an image, whether the maximum of its map lies in its mask: float (classes,) of 0 and 1.
+
+    maps: (classes, h, w); truth: full-size RLE; size: (H, W). NaN for a class that is not there. The pointing game of
+    Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop", without its margin of 15 pixels.
+    """
+    hits = np.full(len(maps), np.nan)
+    for number, (plane, text) in enumerate(zip(maps, truth, strict=True)):
+        if text:
+            peak = np.unravel_index(plane.argmax(), plane.shape)
+            y, x = (int((p + 0.5) * full / cells) for p, full, cells in zip(peak, size, plane.shape, strict=True))
+            hits[number] = rle.decode(text, size)[y, x]
+    return hits
+
+
+def covered_share(entries: Iterable[Entry]) -> float:
+    """The mean share of the image that a class's mask covers: how often a random point lies inside it."""
+    shares = [rle.area(text) / (entry.size[0] * entry.size[1]) for entry in entries for text in entry.truth if text]
+    return float(np.mean(shares))
+
+
+def _quiet(history: list[dict]) -> None:
+    """No line an epoch: whoever trains many networks prints one a network."""
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))
