@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.masks.labels import coverage, draw, draw_region, nearest, shrink, soft_label
-from utils.masks.sparse import Regions
+from utils.masks.sparse import SparseMaps
 from utils.masks.upsampling import upsample_region
 
 points = st.lists(st.tuples(st.integers(-20, 70), st.integers(-20, 70)), min_size=3, max_size=8)
@@ -71,15 +71,15 @@ def test_nearest_is_what_opencv_does(shapes, size, grid):
 
 @given(hnp.arrays(np.uint8, (3, 9, 7), elements=st.sampled_from([0, 0, 0, 1, 255])))
 def test_regions_hold_what_they_were_made_from(maps):
-    regions = Regions.from_dense(maps)
+    regions = SparseMaps.from_dense(maps)
     assert np.array_equal(regions.dense(), maps)
-    assert np.array_equal(Regions.from_arrays(regions.arrays()).dense(), maps)
+    assert np.array_equal(SparseMaps.from_arrays(regions.arrays()).dense(), maps)
 
 
 def test_damaged_regions_are_refused():
-    regions = Regions.from_dense(np.ones((1, 3, 3), np.uint8))
+    regions = SparseMaps.from_dense(np.ones((1, 3, 3), np.uint8))
     with pytest.raises(ValueError, match="damaged"):
-        Regions(regions.grid, regions.boxes, regions.values[:-1])
+        SparseMaps(regions.grid, regions.boxes, regions.values[:-1])
 
 
 def test_images_shrink_by_area_and_grow_linearly():

@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from utils.files import read_json, replacing, shown, write_json
-from utils.masks.sparse import Regions
+from utils.masks.sparse import SparseMaps
 
 FORMAT = 1
 LEVELS = 4095
@@ -24,7 +24,7 @@ class Stored:
     size: the full size (H, W).
     """
 
-    regions: Regions
+    regions: SparseMaps
     size: tuple[int, int]
 
 
@@ -59,7 +59,7 @@ class ProbabilityStore:
         if not np.isfinite(probabilities).all():
             raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
         codes = np.rint(probabilities * LEVELS).astype(np.uint16)
-        regions = Regions.from_dense(codes, floor=round(FLOOR * LEVELS))
+        regions = SparseMaps.from_dense(codes, floor=round(FLOOR * LEVELS))
         with replacing(self.path(image_name)) as temporary:
             np.savez_compressed(temporary, size=np.array(size), **regions.arrays())
 
@@ -68,7 +68,7 @@ class ProbabilityStore:
         path = self.path(image_name)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return Stored(Regions.from_arrays(arrays), tuple(arrays["size"].tolist()))
+                return Stored(SparseMaps.from_arrays(arrays), tuple(arrays["size"].tolist()))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{shown(path)}: not stored; run 04_inference_tta for this fold model again"

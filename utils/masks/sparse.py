@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Regions:
+class SparseMaps:
     """Maps of all classes on one grid, uint8 or uint16, each class only inside its bounding box.
 
     grid: (h, w) of the whole map. boxes: int32 (classes, 4), rows of top, left, height, width; 0, 0, 0, 0 for a class
@@ -24,7 +24,7 @@ class Regions:
             raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")
 
     @classmethod
-    def from_patches(cls, grid: tuple[int, int], patches: list[tuple[np.ndarray, tuple[int, int]]]) -> "Regions":
+    def from_patches(cls, grid: tuple[int, int], patches: list[tuple[np.ndarray, tuple[int, int]]]) -> "SparseMaps":
         """From one (patch (height, width), corner (top, left)) per class."""
         boxes = [(*corner, *patch.shape) if patch.size else (0, 0, 0, 0) for patch, corner in patches]
         dtype = patches[0][0].dtype if patches else np.uint8
@@ -32,7 +32,7 @@ class Regions:
         return cls(grid, np.array(boxes, np.int32).reshape(-1, 4), values)
 
     @classmethod
-    def from_dense(cls, maps: np.ndarray, floor: int = 0) -> "Regions":
+    def from_dense(cls, maps: np.ndarray, floor: int = 0) -> "SparseMaps":
         """From (classes, h, w); each box is the smallest with all values above `floor`. Outside, they are lost."""
         above = maps > floor
         rows, columns = above.any(axis=2), above.any(axis=1)
@@ -62,11 +62,11 @@ class Regions:
         return maps
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file needs to hold, for `np.savez`; `Regions.from_arrays` reads it back."""
+        """What a file needs to hold, for `np.savez`; `SparseMaps.from_arrays` reads it back."""
         return {"grid": np.array(self.grid, np.int32), "boxes": self.boxes, "values": self.values}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Regions":
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "SparseMaps":
         """The inverse of `arrays`."""
         return cls(tuple(arrays["grid"].tolist()), arrays["boxes"], arrays["values"])
 
