@@ -19,7 +19,7 @@ from tests.bench_tools import seconds, side_by_side
 from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
 from utils.data.cache import Cache
 from utils.data.competition import read_annotation, read_classes, read_index
-from utils.data.loader import normalise, training_loader
+from utils.data.loader import FoldData, normalise, training_loader
 from utils.device import peak_memory
 from utils.files import ROOT
 from utils.inference import ensemble
@@ -166,7 +166,7 @@ def fed_steps() -> list[dict]:
             options["architecture"], len(classes), options.get("encoder"), **options["model_options"]
         ).train()
         optimizer, loss = torch.optim.AdamW(model.parameters(), 1e-4), build_loss("bce_dice")
-        loader = training_loader(cache, table["image_name"].tolist(), Augmenter(Augmentation()), batch_size, seed=0)
+        loader = training_loader(FoldData(cache, table, table[:0]), Augmenter(Augmentation()), batch_size, seed=0)
 
         def step(batch: dict, model=model, optimizer=optimizer, loss=loss) -> None:
             image = normalise(batch["image"], [0.5] * 3, [0.2] * 3)

@@ -13,8 +13,20 @@ import numpy as np
 
 from utils.files import ROOT
 
-COMMON = 'data_dir: str = ""  # data\noutput_dir: str = "outputs/try"  # run\nn_folds: int = 5  # folds\n'
-MEMBER = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
+COMMON = """
+data_dir: str = ""  # data
+output_dir: str = "outputs/try"  # run
+n_folds: int = 5  # folds
+plugins: list = []  # files
+"""
+OF_FOLD = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
+TRAINING = """
+epochs: int = 1  # epochs
+lr: float = 1e-3  # rate
+architecture: str = "unet"  # name
+loss: str = "bce"  # name
+num_workers: int = 0  # processes
+"""
 
 BODY = """
 import json, os, sys, time
@@ -34,7 +46,7 @@ END = 'write_json(folder / "metrics.json", {"step": STEP, "minutes": 0.1, "param
 NOTEBOOKS = {
     "01_eda": (COMMON, 'STEP = "01_eda"\n', "scores = {}"),
     "03_train": (
-        MEMBER + 'epochs: int = 1  # epochs\nlr: float = 1e-3  # rate\narchitecture: str = "unet"  # name\n',
+        OF_FOLD + TRAINING,
         'STEP = f"03_train/{model}/fold{fold}"\n',
         """
 if lr > 1:
@@ -49,7 +61,7 @@ for epoch in range(first, epochs):
 scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
     ),
     "04_inference_tta": (
-        MEMBER + 'tta: str = ""  # flips\n',
+        OF_FOLD + 'tta: str = "hflip"  # flips\n',
         'STEP = f"04_inference_tta/{model}/fold{fold}"\n',
         'scores = {"oof_dice": 0.91 + fold / 100, "test_dice": 0.905, "model": model, "fold": fold}',
     ),
@@ -118,6 +130,23 @@ class FakeRun:
         self.diary = self.run / "diary.txt"
         self.command = [sys.executable, "-m", "utils.pipeline", "--profile", "quick", "--data", str(self.data)]
         self.environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def save(self, folder: Path) -> None:
+        """Keep a copy of repository and data, which `restore` puts back."""
+        self.saved = folder
+        for name in (self.root, self.data):
+            shutil.copytree(name, folder / name.name)
+
+    def restore(self) -> None:
+        for name in (self.root, self.data):
+            shutil.rmtree(name)
+            shutil.copytree(self.saved / name.name, name)
+
+    def tree(self) -> dict[str, int]:
+        """Every file below outputs/ and submissions/ with its time."""
+        folders = (self.root / "outputs", self.root / "submissions")
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {str(path): path.stat().st_mtime_ns for path in files if path.name != ".lock"}
 
     def begin(self, *options: str) -> subprocess.Popen:
         return subprocess.Popen(

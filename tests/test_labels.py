@@ -1,4 +1,4 @@
-"""Labels at network resolution against the full-size masks of 2048 × 2048 radiographs, on which all scores rest."""
+"""Labels at the network's resolution against the full-size masks of 2048 × 2048 radiographs."""
 
 import cv2
 import numpy as np

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from utils.data.augment import (
 )
 from utils.data.cache import Cache, make_entry
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
-from utils.data.loader import EpochSampler, plain_loader, training_loader
+from utils.data.loader import EpochSampler, FoldData, plain_loader, training_loader
 from utils.masks import rle, upsampling
 from utils.masks.dice import dice_per_class
 from utils.masks.labels import draw
@@ -149,7 +150,7 @@ def test_every_part_can_be_switched_on_alone(cache, names, part):
 
 
 def test_amounts_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="hflip is a probability"):
+    with pytest.raises(ValueError, match="hflip must be from 0 to 1"):
         Augmentation(hflip=2)
     with pytest.raises(ValueError, match="scale must be"):
         Augmentation(scale=-0.1)
@@ -157,10 +158,11 @@ def test_amounts_out_of_range_are_refused():
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(cache, names, num_workers):
+    data = FoldData(cache, pd.DataFrame({"image_name": names}), pd.DataFrame())
     augmenter = Augmenter(Augmentation(clahe=0.5, elastic=0.5))
 
     def epoch(workers, number):
-        loader = training_loader(cache, names, augmenter, 4, seed=5, num_workers=workers)
+        loader = training_loader(data, augmenter, 4, seed=5, num_workers=workers)
         loader.sampler.set_epoch(number)
         return list(loader)
 

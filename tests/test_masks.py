@@ -1,4 +1,4 @@
-"""Masks and their labels at network resolution, against OpenCV at full size."""
+"""Masks and their labels at the network's resolution, against OpenCV at full size."""
 
 import cv2
 import numpy as np

@@ -2,19 +2,29 @@
 
 import math
 import pickle
+import shutil
+import subprocess
+import sys
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
+from utils import registry
+from utils.errors import Problems
+from utils.files import ROOT
 from utils.models import ModelError, build_model, list_models
-from utils.models.base import start_from_prior
-from utils.models.smp import DECODERS
-from utils.training.losses import LOSSES, build_loss
+from utils.models.base import PaddedModel, start_from_prior
+from utils.models.smp import timm_name
+from utils.models.weights import normalisation
+from utils.training.losses import build_loss
 
 THIN = "tu-mobilenetv3_small_050"
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def build(name, **options):
@@ -24,7 +34,7 @@ def build(name, **options):
     return build_model(name, 3, encoder, image_size=64, **options)
 
 
-@pytest.mark.parametrize("name", sorted({*DECODERS, "fcn_resnet50"}))
+@pytest.mark.parametrize("name", sorted({*smp.MODEL_ARCHITECTURES_MAPPING, "fcn_resnet50"}))
 def test_logits_have_the_images_size_at_any_size(name):
     model = build(name).train()
     for height, width in ((64, 64), (70, 97)):
@@ -61,7 +71,7 @@ def test_timm_families_that_work(decoder, encoder):
         ("unetplusplus", "mit_b0", "half resolution"),
         ("dpt", "resnet34", "vision transformers"),
         ("fpn", "tu-swin_tiny_patch4_window7_224", "give image_size"),
-        ("fcn_resnet50", "resnet18", "own encoder"),
+        ("fcn_resnet50", "resnet18", "no encoder to choose; found encoder='resnet18', expected ''"),
     ],
 )
 def test_what_can_not_work_is_refused_with_what_can(name, encoder, expected):
@@ -74,7 +84,112 @@ def test_unknown_options_are_refused():
         build_model("unet", 2, THIN, decoder_chanels=(8, 8, 8, 8, 8))
     with pytest.raises(ModelError, match="option of fcn_resnet50"):
         build_model("fcn_resnet50", 2, aux=True)
-    assert {"unetplusplus", "deeplabv3plus", "fcn_resnet50", "fcn_resnet101"} <= set(list_models())
+
+
+def test_every_module_of_the_package_is_discovered(tmp_path):
+    shutil.copytree(ROOT / "utils", tmp_path / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "utils" / "models" / "one_new_file.py").write_text(
+        "from torch import nn\n"
+        "from utils.registry import register_model\n"
+        "@register_model('one_new_name')\n"
+        "def build(classes):\n"
+        "    return nn.Conv2d(3, classes, 1)\n"
+    )
+    program = "from utils.models import build_model, list_models; print(*list_models()); build_model('one_new_name')"
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert "one_new_name" in found and {*smp.MODEL_ARCHITECTURES_MAPPING, "fcn_resnet50", "unet3plus"} < set(found)
+
+
+@pytest.fixture
+def plugin():
+    """Registers builders as a plugin does, and removes them again."""
+    before = dict(registry._parts)
+    yield registry.register_model
+    registry._parts.clear()
+    registry._parts.update(before)
+
+
+def test_a_plain_network_of_a_plugin_is_padded(plugin):
+    given = {}
+
+    @plugin("plain")
+    def make(classes, **options):
+        given.update(options)
+        return nn.Sequential(nn.MaxPool2d(32), nn.Conv2d(3, classes, 1), nn.Upsample(scale_factor=32))
+
+    model = build_model("plain", 2, image_size=64, depth=(1, 2), empty="", nothing=None)
+    assert given == {"depth": (1, 2)}  # and no image_size, which the builder does not name
+    assert isinstance(model, PaddedModel) and model(torch.zeros(1, 3, 33, 70)).shape == (1, 2, 33, 70)
+    assert (model.mean, model.std) == IMAGENET
+    assert model.made_from == {
+        "architecture": "plain",
+        "encoder": "",
+        "encoder_weights": "",
+        "image_size": 64,
+        "options": {"depth": [1, 2], "empty": "", "nothing": None},
+        "plugin": "",  # a file that `load_plugins` imported
+        "plugin_sha256": "",
+    }
+    for option, verb in (("encoder", "choose"), ("encoder_weights", "load")):
+        with pytest.raises(ModelError, match=f"plain has no encoder to {verb}; found {option}='resnet18'"):
+            build_model("plain", 2, **{option: "resnet18"})
+    assert "plain" in list_models()
+
+
+def test_a_builder_gets_what_its_signature_names(plugin):
+    given = []
+
+    @plugin("one", "two")
+    def make(name, classes, encoder, encoder_weights, image_size, depth=3):
+        given.append((name, classes, encoder, encoder_weights, image_size, depth))
+        model = PaddedModel(nn.Conv2d(3, classes, 1), 8)
+        model.mean, model.std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        return model
+
+    model = build_model("two", 4, "", "", 96, depth=5)
+    build_model("one", 4, "resnet18", "imagenet", depth="")
+    assert given == [("two", 4, None, None, 96, 5), ("one", 4, "resnet18", "imagenet", None, 3)]
+    assert model.multiple == 8 and (model.mean, model.std) == ([0.5] * 3, [0.25] * 3)
+    with pytest.raises(ModelError, match=r"unknown option of one 'dept': did you mean depth\? There are depth$"):
+        build_model("one", 4, dept="")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean", "std"),
+    [
+        ("resnet34", *IMAGENET),
+        ("mit_b0", *IMAGENET),
+        ("efficientnet-b3", *IMAGENET),
+        ("timm-efficientnet-b0", *IMAGENET),
+        ("xception", [0.5] * 3, [0.5] * 3),
+        ("inceptionv4", [0.5] * 3, [0.5] * 3),
+        ("inceptionresnetv2", [0.5] * 3, [0.5] * 3),
+        ("timm-tf_efficientnet_lite3", [0.5] * 3, [0.5] * 3),
+        ("dpn92", [124 / 255, 117 / 255, 104 / 255], [1 / (0.0167 * 255)] * 3),
+        ("tu-convnext_tiny", *IMAGENET),
+        ("tu-swin_tiny_patch4_window7_224", *IMAGENET),
+        ("tu-mobilevit_s", [0.0] * 3, [1.0] * 3),
+        ("tu-vit_tiny_patch16_224.augreg_in21k", [0.5] * 3, [0.5] * 3),
+        ("tu-tf_efficientnet_lite0", [0.5] * 3, [0.5] * 3),
+    ],
+)
+def test_encoders_have_the_normalisation_of_their_weights(encoder, mean, std):
+    found = normalisation(timm_name(encoder))
+    assert found[0] == pytest.approx(mean) and found[1] == pytest.approx(std)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("unet", "tu-tf_efficientnet_lite0"), ("cam", "tu-tf_efficientnet_lite0"), ("mobilevit_deeplabv3_xxs", "")],
+)
+def test_a_network_expects_the_normalisation_of_loaded_weights_only(tmp_path, name, encoder):
+    random = build_model(name, 2, encoder)
+    assert (random.mean, random.std) == IMAGENET
+    save_file(random.network.encoder.state_dict(), tmp_path / "weights.safetensors")
+    model = build_model(name, 2, encoder, str(tmp_path / "weights.safetensors"))
+    assert (model.mean, model.std) == (([0.5] * 3, [0.5] * 3) if encoder else ([0.0] * 3, [1.0] * 3))
+    assert model.made_from["encoder_weights"] == str(tmp_path / "weights.safetensors")
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18", THIN])
@@ -133,7 +248,7 @@ def labels_and_logits(seed=0):
     return labels, torch.randn(2, 3, 9, 7, generator=generator)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "bce_dice", "0.7*bce + 0.3*lovasz"])
+@pytest.mark.parametrize("name", ["bce", "dice", "focal", "tversky", "lovasz", "bce_dice", "0.7*bce + 0.3*lovasz"])
 def test_losses_fall_towards_the_truth(name):
     labels, logits = labels_and_logits()
     loss = build_loss(name)
@@ -163,10 +278,20 @@ def test_losses_follow_their_formulas():
     assert build_loss("bce_dice")(logits, labels).item() == pytest.approx((bce + dice).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bce_dcie", "2*", "x*bce", "-1*bce", "bce +", ""])
-def test_unknown_losses_are_refused(name):
-    with pytest.raises(ValueError, match="Expected one of bce_dice"):
-        build_loss(name)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bce_dcie", "unknown loss 'bce_dcie': did you mean bce_dice"),
+        ("2*", "unknown loss ''"),
+        ("bce +", "unknown loss ''"),
+        ("", "unknown loss ''"),
+        ("x*bce", "'x' is no positive number"),
+        ("-1*bce", "'-1' is no positive number"),
+    ],
+)
+def test_unknown_losses_are_refused(text, expected):
+    with pytest.raises(Problems, match=expected):
+        build_loss(text)
 
 
 def test_soft_labels_are_learnt_not_rounded():

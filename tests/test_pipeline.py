@@ -84,8 +84,20 @@ def test_bad_data_stops_before_anything_runs_and_other_data_of_the_same_name_is_
 
 
 @pytest.fixture(scope="module")
-def fake(tmp_path_factory):
-    return FakeRun(tmp_path_factory.mktemp("run"))
+def finished(tmp_path_factory):
+    """A run that has ended, and a copy of it."""
+    run = FakeRun(tmp_path_factory.mktemp("run"))
+    status, output, _ = run.start()
+    assert status == 0, output
+    run.save(tmp_path_factory.mktemp("saved"))
+    return run
+
+
+@pytest.fixture
+def fake(finished):
+    """The finished run as it ended, whatever the test before did to it."""
+    finished.restore()
+    return finished
 
 
 def test_problems_of_a_profile_are_reported_together(fake):
@@ -93,10 +105,7 @@ def test_problems_of_a_profile_are_reported_together(fake):
     fake.edit(path, "train: {epochs: 6, lr: 1e-3}", "train: {epocs: 2, lr: fast, fold: 1}")
     fake.edit(path, "{n_folds: 2}", "{n_folds: 2, sed: 1}")
     status, output, new = fake.start()
-    fake.edit(path, "{n_folds: 2, sed: 1}", "{n_folds: 2}")
-    fake.edit(path, "train: {epocs: 2, lr: fast, fold: 1}", "train: {epochs: 6, lr: 1e-3}")
     assert (status, new) == (1, [])
-    assert not fake.run.exists()
     assert "train: unknown parameter 'epocs': did you mean epochs" in output
     assert "train: lr = 'fast': expected float" in output
     assert "train.fold: set by the run itself" in output
@@ -123,7 +132,8 @@ def relatives(fake: FakeRun) -> list[psutil.Process]:
     return found
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(fake):
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    fake = FakeRun(tmp_path)
     first = fake.begin()
     wait_for(fake, "03_train/thin/fold0 epoch 1")
     first.send_signal(signal.SIGINT)
@@ -187,6 +197,73 @@ def test_a_changed_parameter_or_notebook_reruns_what_depends_on_it(fake):
     assert planned == sorted(new) == ["01_eda", "04_inference_tta/thin/fold0", "05_ensemble"]
 
 
+def test_parameters_that_can_not_change_results_rerun_nothing(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "epochs: 6,", "epochs: 6, num_workers: 1,")
+    status, output, new = fake.start()
+    assert (status, new) == (0, []), output
+    others = fake.run / "parameters" / "03_train" / "thin" / "fold0.others.yaml"
+    assert yaml.safe_load(others.read_text()) == {"num_workers": 1}
+
+
+def test_a_dry_run_changes_nothing(fake):
+    before = fake.tree()
+    fake.edit("notebooks/profiles/quick.yaml", "folds: [0]", "folds: [1]")
+    status, output, new = fake.start("--dry-run", "--force")
+    assert (status, new) == (0, []) and "would run 03_train/thin/fold1" in output
+    assert fake.tree() == before
+
+
+def test_force_runs_everything_again_and_makes_the_cache_anew(fake):
+    (fake.run / "cache" / "64").mkdir(parents=True)
+    status, _, new = fake.start("--force")
+    steps = {line.partition(" ")[0] for line in new}
+    assert status == 0 and steps == {"01_eda", "03_train/thin/fold0", "04_inference_tta/thin/fold0", "05_ensemble"}
+    assert not (fake.run / "cache").exists()
+
+
+PLUGIN = """
+from utils.registry import register_loss
+
+register_loss("mine")(lambda logits, labels: logits.mean())
+"""
+
+
+UNUSED = """
+from utils.registry import register_tta
+
+register_tta("own")(lambda side: [])
+"""
+
+
+def test_an_edited_plugin_reruns_the_steps_that_name_its_parts_and_what_depends_on_them(fake):
+    (fake.root / "parts.py").write_text(PLUGIN)
+    (fake.root / "flips.py").write_text(UNUSED)
+    profile = "notebooks/profiles/quick.yaml"
+    fake.edit(profile, "{n_folds: 2}", "{n_folds: 2, plugins: [parts.py, flips.py]}")
+    fake.edit(profile, "models: {thin:", "models: {own: {loss: mine}, thin:")
+    status, output, new = fake.start()
+    assert status == 0, output
+    own = ["03_train/own/fold0", "04_inference_tta/own/fold0", "05_ensemble"]
+    assert sorted({line.partition(" ")[0] for line in new}) == own
+    plugins = {
+        step: yaml.safe_load((fake.run / "parameters" / f"{step}.yaml").read_text()).get("plugins")
+        for step in (*own, "01_eda", "03_train/thin/fold0")
+    }
+    assert list(plugins.values()) == [["parts.py"]] * 3 + [None] * 2, "passed on to later steps, and to nobody else"
+    status, output, new = fake.start()
+    assert (status, new) == (0, []), output
+    (fake.root / "flips.py").write_text((fake.root / "flips.py").read_text() + "# nobody uses it\n")
+    assert "nothing to do" in fake.start("--dry-run")[1]
+    (fake.root / "parts.py").write_text(PLUGIN.replace("mean", "sum"))
+    (fake.run / "03_train" / "own" / "fold0" / "last.ckpt").write_text("2")  # as if it had been interrupted
+    status, output, new = fake.start()
+    assert status == 0 and sorted({line.partition(" ")[0] for line in new}) == own
+    assert "03_train/own/fold0 epoch 0" in new, "from the start: the plugin belongs to what is resumed"
+    (fake.root / "parts.py").write_text("def broken(:\n")
+    status, output, new = fake.start()
+    assert (status, new) == (1, []) and "parts.py: SyntaxError" in output
+
+
 def test_changed_data_reruns_everything(fake):
     image = next(fake.data.glob("test/DCM/*/*.png"))
     before = image.stat()
@@ -209,7 +286,6 @@ def test_a_failed_step_is_reported_and_the_others_go_on(fake):
 
 
 def test_one_run_at_a_time_and_unknown_options(fake):
-    fake.run.mkdir(parents=True, exist_ok=True)
     with FileLock(fake.run / ".lock"):
         status, output, _ = fake.start()
     assert status == 1
@@ -257,7 +333,7 @@ def test_the_leaderboard_is_sorted_and_fits_the_terminal(tmp_path):
 
 def test_a_run_is_written_down(fake):
     about = read_json(fake.run / "run.json")
-    assert about["models"] == ["bad", "thin"]
+    assert about["models"] == ["thin"]
     parameters = yaml.safe_load((fake.run / "parameters" / "03_train" / "thin" / "fold0.yaml").read_text())
     assert parameters["lr"] == 1e-3
     metrics = json.loads((fake.run / "03_train" / "thin" / "fold0" / "metrics.json").read_text())

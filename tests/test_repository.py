@@ -1,5 +1,6 @@
-"""The repository itself: its top level, the form of its notebooks, and ruff."""
+"""The repository itself: its top level and rooms, the form of its notebooks and tests, and ruff."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -86,3 +87,73 @@ def test_notebooks_start_with_the_same_lines():
         code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
         setups.add(code[1].partition("from utils.params import")[0])
     assert len(setups) <= 1
+
+
+FOUNDATION = ("errors", "files", "registry", "params", "device")
+FLOORS = (
+    {"masks"},
+    {"data", "models"},
+    {"training", "inference", "eda", "sample", "submission"},
+    {"figures", "pipeline"},
+)
+
+
+def imports(path):
+    """The rooms of `utils` that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "utils":
+            deeper = node.module.split(".")[1:2]
+            yield from deeper or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("utils."))
+
+
+def test_every_room_imports_only_from_floors_below():
+    floor = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
+    entries = {p.stem for p in (ROOT / "utils").iterdir() if not p.name.startswith("__")}
+    assert entries == {*FOUNDATION, *floor} and len(entries) <= 16
+    for path in (ROOT / "utils").rglob("*.py"):
+        room = path.relative_to(ROOT / "utils").parts[0].removesuffix(".py")
+        for other in set(imports(path)) - {room}:
+            if room in FOUNDATION:
+                assert FOUNDATION.index(other) < FOUNDATION.index(room), f"{path} imports {other}"
+            elif other not in FOUNDATION:
+                assert floor[other] < floor.get(room, 9), f"{path} imports {other}"
+
+
+def test_files_stay_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "utils").rglob("*.py")}
+    assert {path: n for path, n in lengths.items() if n > 320} == {}
+
+
+def test_requirements_name_what_is_imported():
+    names = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "PyYAML", "sklearn": "scikit-learn"}
+    listed = re.findall(r"^([\w.-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    listed = {name.lower().replace("-", "_") for name in listed}
+    imported = set()
+    for path in (ROOT / "utils").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {module.partition(".")[0] for module in modules}
+    imported -= {*sys.stdlib_module_names, "utils", "wandb", "snakemake"}
+    assert {names.get(m, m).lower().replace("-", "_") for m in imported} <= listed
+
+
+def test_every_test_asserts_something():
+    silent = []
+    for path in (ROOT / "tests").glob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+        def asserts(node):
+            text = ast.unparse(node)
+            return "assert " in text or "raises(" in text
+
+        checks = {name for name, node in functions.items() if asserts(node)} | {"check_model", "check_overfits"}
+        checks |= {"check_parameter_count"}
+        for name, node in functions.items():
+            called = set(re.findall(r"(\w+)\(", ast.unparse(node)))
+            if name.startswith("test_") and not asserts(node) and not called & checks:
+                silent.append(f"{path.name}: {name}")
+    assert silent == []

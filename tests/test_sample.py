@@ -1,4 +1,4 @@
-"""The synthetic sample: its statistics, its layout, and that it is the same every time."""
+"""The synthetic sample: its statistics, its layout, and that the same options give the same files."""
 
 import hashlib
 
@@ -88,7 +88,7 @@ def test_areas_and_overlaps_are_those_of_the_real_data(hands):
         assert min(overlaps) > 0, pair
 
 
-def test_poses_vary_as_living_hands_do(hands):
+def test_poses_vary_as_those_of_real_hands(hands):
     tilt, size, place, spread = [], [], [], []
     for image, _, polygons in hands:
         sign = 1 if image.side == "R" else -1
@@ -118,7 +118,7 @@ def test_a_right_hand_has_its_thumb_on_the_left(hands):
         assert (polygons["finger-1"][:, 0].mean() < polygons["finger-16"][:, 0].mean()) == (image.side == "R")
 
 
-def test_every_bone_lies_inside_the_image_and_the_flesh(hands):
+def test_every_bone_lies_inside_the_image_and_the_soft_tissue(hands):
     for _, hand, polygons in hands[::3]:
         flesh = radiograph.soft_tissue(hand, radiograph.Raster(512, hand.mm * 512))
         for name, points in polygons.items():
@@ -158,7 +158,7 @@ def test_both_hands_are_similar_but_no_mirror_images(hands):
 # ---- pictures
 
 
-def test_bones_stand_out_of_the_flesh_and_the_flesh_out_of_the_background(folder):
+def test_bones_are_brighter_than_soft_tissue_and_soft_tissue_than_background(folder):
     for row in read_index(folder, ("train",)).itertuples():
         image = cv2.imread(row.image)
         assert image.shape == (256, 256, 3) and (image[..., 0] == image[..., 2]).all()
@@ -186,7 +186,7 @@ def test_pixels_depend_on_the_person_alone():
 # ---- files
 
 
-def test_the_same_bytes_by_one_thread_and_by_three(folder, tmp_path):
+def test_one_thread_and_three_write_the_same_bytes(folder, tmp_path):
     again = generator.make_sample(tmp_path / "again", **SMALL, threads=3)
     assert digests(again) == digests(folder)
     assert len({d for name, d in digests(folder).items() if name.endswith(".png")}) == 10
@@ -223,7 +223,7 @@ def test_ids_and_names_are_like_the_real_ones():
             assert (abs(i.person.wrist) > 15) == (274 <= int(i.ID[2:]) <= 321)
 
 
-def test_the_metadata_has_the_originals_junk_and_sense(tmp_path):
+def test_the_metadata_is_plausible_and_has_the_originals_odd_characters(tmp_path):
     images = generator.roster(400, 144, seed=0)
     generator._write_metadata(tmp_path / "meta_data.xlsx", images, seed=0)
     raw = pd.read_excel(tmp_path / "meta_data.xlsx")

@@ -8,8 +8,8 @@ from torchvision import models
 
 from tests import zoo
 from utils.models import ModelError, build_model
-from utils.models.blocks import LearntUpsampling
 from utils.models.dilatednet import CONTEXTS, ContextModule
+from utils.models.fcn import LearntUpsampling
 
 THIN = {"width": 1 / 16}
 
@@ -22,7 +22,7 @@ THIN = {"width": 1 / 16}
         ("fcn8s", THIN),
         ("fcn_resnet50", {}),
         ("deconvnet", THIN),
-        ("segnet", {}),
+        ("segnet", THIN),
         ("fcdensenet56", {}),
         ("fcdensenet67", {}),
         ("fcdensenet103", {}),
@@ -158,11 +158,11 @@ def test_imagenet_weights_out_of_reach(monkeypatch, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("fcn8s", {"encoder": "resnet50"}, "own encoder, vgg16"),
-        ("deeplabv2", {"encoder": "resnet18"}, "expected '' or resnet101, vgg16"),
-        ("deeplabv3_resnet50", {"encoder": "resnet101"}, "own encoder, resnet50"),
+        ("fcn8s", {"encoder": "resnet50"}, "no encoder to choose; found encoder='resnet50'"),
+        ("deeplabv2", {"encoder": "resnet18"}, "unknown encoder of deeplabv2 'resnet18'.*There are resnet101, vgg16"),
+        ("deeplabv3_resnet50", {"encoder": "resnet101"}, "no encoder to choose"),
         ("dilatednet", {"context": "larger"}, "did you mean large"),
-        ("segnet", {"width": 0.5}, "unknown option of segnet 'width'"),
+        ("segnet", {"widht": 0.5}, "unknown option of segnet 'widht': did you mean width"),
         ("fcdensenet56", {"encoder_weights": "imagenet"}, "no encoder to load"),
     ],
     ids=str,

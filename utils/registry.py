@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,8 @@ class UnknownPart(Problems):
 
 
 _parts: dict[tuple[str, str], Part] = {}
-_importing: tuple[str, str] = ("", "")
-"""Path and SHA-256 of the plugin that is being imported."""
+_importing: tuple[str, str, str] = ("", "", "")
+"""Module name, path and SHA-256 of the plugin that is being imported."""
 
 
 def register_model(*names: str, family: str = "") -> Callable:
@@ -94,6 +95,19 @@ def find_part(kind: str, name: str) -> Part:
     return _parts[kind, name]
 
 
+def build_part(kind: str, name: str, *arguments: Any) -> Any:
+    """What the part makes of `arguments`; a loss is the part itself. Raises UnknownPart for an unknown name.
+
+    Its attribute `part` says what it came from, so that an edited plugin is not resumed as if it were the same.
+    """
+    part = find_part(kind, name)
+    built = part.build if kind == "loss" else part.build(*arguments)
+    if part.plugin:
+        with suppress(AttributeError):  # a list of TTA transforms takes none
+            built.part = part[:2] + part[3:]
+    return built
+
+
 def list_parts(kind: str) -> list[str]:
     """The names of all parts of a kind: model, loss, augmentation, optimizer, schedule or tta."""
     return sorted(name for its_kind, name in _parts if its_kind == kind)
@@ -113,7 +127,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             module = f"plugin_{hashlib.sha256(str(resolve(path)).encode()).hexdigest()[:12]}"
             if getattr(sys.modules.get(module), "SHA256", "") == digest:
                 continue
-            _importing = (str(path), digest)
+            _importing = (module, str(path), digest)
             for key in [key for key, part in _parts.items() if part.plugin == str(path)]:
                 del _parts[key]  # of an earlier version of the file
             spec = importlib.util.spec_from_file_location(module, resolve(path))
@@ -123,7 +137,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         except Exception as error:  # whatever somebody's file raises
             problems.append(f"{shown(resolve(path))}: {type(error).__name__}: {error}")
         finally:
-            _importing = ("", "")
+            _importing = ("", "", "")
     if problems:
         raise Problems("these plugins can't be used (paths start at the repository's root)", problems)
 
@@ -156,17 +170,19 @@ def file_sha256(path: str | Path) -> str:
 
 def _register(kind: str, names: tuple[str, ...], family: str = "") -> Callable:
     def decorate(build: Callable) -> Callable:
+        module = sys._getframe(1).f_globals.get("__name__", "")  # a plugin may be the first to import built-in parts
+        origin = _importing[1:] if module == _importing[0] else ("", "")
         for name in names:
             known = _parts.get((kind, name))
-            if known and _origin(known.build, known.plugin) != _origin(build, _importing[0]):
+            if known and (known.plugin != origin[0] or _module(known.build) != _module(build)):
                 raise ValueError(
                     f"the {kind} {name!r} exists already ({known.plugin or 'built in'}); choose another name"
                 )
-            _parts[kind, name] = Part(name, kind, build, family, *_importing)
+            _parts[kind, name] = Part(name, kind, build, family, *origin)
         return build
 
     return decorate
 
 
-def _origin(build: Callable, plugin: str) -> tuple[str, str]:
-    return plugin, getattr(build, "__module__", "")
+def _module(build: Callable) -> str:
+    return getattr(build, "__module__", "")

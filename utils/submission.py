@@ -1,4 +1,4 @@
-"""Submission files: write, read, check, score, vote and compare them, on RLE intervals, without decoding to pixels.
+"""Submission files: write, read, check, score, vote and compare them, on RLE intervals instead of pixels.
 
     python -m utils.submission check FILE --data DIR
     python -m utils.submission score FILE SOLUTION [--data DIR]
@@ -12,7 +12,6 @@ Rows are always matched by image and class, never by position. This module impor
 
 import argparse
 import csv
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,30 +28,30 @@ from utils.masks import rle
 COLUMNS = ["image_name", "class", "rle"]
 KEY = ["image_name", "class"]
 EXAMPLES = 10
-"""Rows of one kind of problem that are spelt out; the others are counted."""
+"""So many rows with the same kind of problem are listed; the others are counted."""
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write the columns image_name, class and rle of `frame` as a CSV, whole or not at all; None and NaN become ""."""
+    """Write the columns image_name, class and rle of `frame` as a CSV, whole or not at all; None and NaN become "".
+
+    Joining the lines here takes 0.03 s for 8,352 rows (22 MB); `DataFrame.to_csv` and csv.writer take 0.2 s.
+    """
     names, classes, rles = (frame[column].fillna("").tolist() for column in COLUMNS)
     keys = [f"{_quoted(name)},{_quoted(label)}" for name, label in zip(names, classes, strict=True)]
-    lines = [f"{key},{text}\n" for key, text in zip(keys, rles, strict=True)]  # eight times faster than to_csv
+    lines = [f"{key},{text}\n" for key, text in zip(keys, rles, strict=True)]
     write_text(path, "".join([",".join(COLUMNS) + "\n", *lines]))
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """A submission file as strings, "" for an empty mask; the index holds each row's line in the file.
+    """A submission file as a table of strings, "" for an empty mask; the index holds each row's line in the file.
 
-    Raises DataError for a file that is missing, is no CSV, or has other columns or lines of another length.
+    Raises DataError for a file that is missing, is no CSV, or has other columns or a line without exactly 3 fields.
     """
     lines, rows, problems = [], [], []
     try:
-        content = Path(path).read_bytes()
-        if (columns := _plain_columns(content)) is not None:  # several times faster than what finds every problem
-            return pd.DataFrame(columns, index=range(2, len(columns["rle"]) + 2), dtype=object)
-        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
+        text = Path(path).read_text(encoding="utf-8-sig")
         csv.field_size_limit(2**31 - 1)
-        # quotes are rare, and a plain split is ten times faster
+        # quotes are rare, and without them a plain split takes half the time (0.05 s instead of 0.1 s)
         split = csv.reader if '"' in text else lambda lines: (line.split(",") for line in lines)
         fields = split(text.split("\n"))
         header = next(fields)
@@ -73,26 +72,27 @@ def read(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS, index=lines, dtype=object)
 
 
-def _plain_columns(content: bytes) -> dict[str, list[str]] | None:
-    """The columns of a file with the header and three fields a line, none of them quoted; None for any other file."""
-    text = content.decode()
-    fields = text.replace("\n", ",\n,").split(",")  # a line's three fields, then its end as a fourth
-    ends = fields[3::4]
-    whole = len(fields) == 4 * len(ends) + 1 and not fields[-1] and set(ends) == {"\n"}
-    if not whole or text.count("\n") != len(ends) or fields[:3] != COLUMNS or '"' in text or "\r" in text:
-        return None
-    return {name: fields[number + 4 : -1 : 4] for number, name in enumerate(COLUMNS)}
-
-
 def expected_rows(data_dir: str | Path) -> pd.DataFrame:
-    """The rows of a submission in the competition's order: image_name, class, and the image's height and width."""
+    """The rows of a submission in the competition's order: image_name, class, the image's height and width (pixels)."""
     images = read_index(data_dir, splits=("test",))[["image_name", "height", "width"]]
     rows = images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")
     return rows[[*KEY, "height", "width"]]
 
 
 def check(path: str | Path, data_dir: str | Path) -> list[str]:
-    """Everything that is wrong with a submission file for the test images of `data_dir`; [] for a valid one."""
+    """Find everything that is wrong with a submission file.
+
+    Args:
+        path: the CSV file.
+        data_dir: data folder; its test images and classes are the rows that the file must have, in their order.
+
+    Returns:
+        One text per problem, [] for a valid file: wrong columns or lines; unknown, repeated, missing or misplaced rows;
+        malformed masks and masks that end past the image's last pixel.
+
+    Raises:
+        DataError: if the data folder itself can't be read.
+    """
     try:
         frame = read(path)
     except DataError as error:
@@ -104,10 +104,19 @@ def check(path: str | Path, data_dir: str | Path) -> list[str]:
 def score(
     submission: str | Path | pd.DataFrame, solution: str | Path | pd.DataFrame, data_dir: str | Path | None = None
 ) -> pd.DataFrame:
-    """The competition's Dice of every image and class: image_name, class, dice, in the solution's order.
+    """The competition's Dice of every image and class; its mean is the score.
 
-    Both arguments are files or tables; the score is the mean of `dice`. Raises DataError unless both hold the same
-    rows of well-formed masks; with `data_dir`, also unless these are its test images' rows and end inside the images.
+    Args:
+        submission: predicted masks, a CSV file or a table with the columns image_name, class and rle.
+        solution: true masks, in the same form; rows are matched by image and class.
+        data_dir: data folder; if given, both must have exactly the rows of its test images, with masks inside them.
+
+    Returns:
+        Columns image_name, class and dice (0 to 1; 1 where both masks are empty), in the solution's order.
+
+    Raises:
+        DataError: with every problem found, if a file can't be read, the two have different or repeated rows, or a mask
+            is malformed; with `data_dir`, also if rows or masks don't fit its images.
     """
     tables = _aligned([solution, submission])
     if data_dir is not None:
@@ -121,7 +130,8 @@ def score(
 def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFrame:
     """Hard vote: a pixel is set where at least `min_votes` files (default: more than half) set it.
 
-    Rows are in the first file's order. Raises DataError unless all files hold the same rows of well-formed masks.
+    Returns the columns image_name, class and rle in the first file's order. Raises DataError unless all files have the
+    same rows of well-formed masks, or if `min_votes` is not between 1 and the number of files.
     """
     min_votes = len(paths) // 2 + 1 if min_votes is None else min_votes
     if not 1 <= min_votes <= len(paths):
@@ -132,7 +142,10 @@ def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFr
 
 
 def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
-    """Two submissions row by row, in the first one's order: image_name, class, dice between them, identical (bool)."""
+    """Two submissions row by row: columns image_name, class, dice (0 to 1), identical (bool), in the first one's order.
+
+    Raises DataError unless both have the same rows of well-formed masks.
+    """
     tables = _aligned([path_a, path_b])
     (_, a), (_, b) = tables
     identical = a["rle"].to_numpy() == b["rle"].to_numpy()
@@ -140,7 +153,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
 
 
 def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = True) -> list[str]:
-    """Unknown, repeated, missing and (with `ordered`) misplaced rows of `frame`, whose index holds line numbers."""
+    """One text per kind of wrong row: unknown, repeated, missing, with `ordered` also out of order."""
     problems = []
     for column, do in (("image_name", "write the file's name without its folder"), ("class", "see classes.txt")):
         known = expected[column].unique()
@@ -156,9 +169,7 @@ def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = T
         name, label = repeated[KEY].iloc[0]
         lines = frame.index[(frame["image_name"] == name) & (frame["class"] == label)]
         where = f"{name}, {label} in lines {', '.join(map(str, lines[:3]))}"
-        problems.append(
-            f"{len(repeated)} repeated rows, first {where}; expected one row an image and class; remove them"
-        )
+        problems.append(f"{len(repeated)} repeated rows, first {where}; expected one per image and class; remove them")
     wanted, present = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(frame[KEY])
     extra = frame[~present.isin(wanted) & np.all([frame[c].isin(expected[c]) for c in KEY], axis=0)]
     if len(extra):
@@ -185,12 +196,9 @@ def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> 
     """Malformed masks of `frame`, and with `expected` runs past the end of the image."""
     texts = frame["rle"].tolist()
     _, ends, row, wrong = rle.parse_column(texts)
-    problems = {}
-    for i in wrong:
-        try:
-            rle.parse(texts[i])
-        except ValueError as error:
-            problems[i] = f"malformed RLE: {error}; encode the mask with utils.rle.encode"
+    problems = {
+        i: f"malformed RLE: {rle.problem(texts[i])}; encode the mask with utils.masks.rle.encode" for i in wrong
+    }
     if expected is not None:
         sizes = expected.drop_duplicates("image_name").set_index("image_name")
         sizes = sizes.reindex(frame["image_name"])
@@ -261,50 +269,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.submission", description="Submission files (CSV).")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="is this a valid submission?")
+    command.set_defaults(run=_check)
     command.add_argument("file")
     command.add_argument("--data", required=True, help="data folder, whose test images are expected")
     command = commands.add_parser("score", help="mean Dice against a solution, and per class")
+    command.set_defaults(run=lambda options: _print_per_class(score(options.file, options.solution, options.data)))
     command.add_argument("file")
     command.add_argument("solution")
     command.add_argument("--data", help="data folder: also check that masks end inside its images")
     command = commands.add_parser("vote", help="hard vote of several submissions")
+    command.set_defaults(run=_vote)
     command.add_argument("files", nargs="+")
     command.add_argument("--out", required=True)
     command.add_argument("--min-votes", type=int, help="files that must set a pixel (default: more than half)")
     command = commands.add_parser("diff", help="where do two submissions differ?")
+    command.set_defaults(run=_diff)
     command.add_argument("files", nargs=2)
     options = parser.parse_args(arguments)
     try:
-        return _run(options)
+        options.run(options)
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def _run(options: argparse.Namespace) -> int:
-    if options.command == "check":
-        if problems := check(options.file, options.data):
-            print(
-                DataError(f"{options.file}: not a valid submission for {options.data}", problems, shown=50),
-                file=sys.stderr,
-            )
-            return 1
-        rows = expected_rows(options.data)
-        print(f"OK: {rows['image_name'].nunique()} images × {rows['class'].nunique()} classes")
-    elif options.command == "score":
-        _print_per_class(score(options.file, options.solution, options.data))
-    elif options.command == "vote":
-        voted = vote(options.files, options.min_votes)
-        write(voted, options.out)
-        print(f"{options.out}: {len(voted)} rows from {len(options.files)} files")
-    else:
-        table = compare(*options.files)
-        print(f"{table['identical'].sum()} of {len(table)} rows are identical")
-        _print_per_class(table)
-        print("most different rows:")
-        for row in table.sort_values("dice", kind="stable").head(EXAMPLES).to_dict("records"):
-            print(f"  {row['image_name']}, {row['class']}: {row['dice']:.4f}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if problems := check(options.file, options.data):
+        raise DataError(f"{options.file}: not a valid submission for {options.data}", problems, shown=50)
+    rows = expected_rows(options.data)
+    print(f"OK: {rows['image_name'].nunique()} images × {rows['class'].nunique()} classes")
+
+
+def _vote(options: argparse.Namespace) -> None:
+    voted = vote(options.files, options.min_votes)
+    write(voted, options.out)
+    print(f"{options.out}: {len(voted)} rows from {len(options.files)} files")
+
+
+def _diff(options: argparse.Namespace) -> None:
+    table = compare(*options.files)
+    print(f"{table['identical'].sum()} of {len(table)} rows are identical")
+    _print_per_class(table)
+    print("most different rows:")
+    for row in table.sort_values("dice", kind="stable").head(EXAMPLES).to_dict("records"):
+        print(f"  {row['image_name']}, {row['class']}: {row['dice']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Annotations that look wrong: the kinds of label error that hand X-ray data is known to have, as one table.
 
-Known from the competition's data: bones labelled in reverse, an outline that takes in a ring, one bone drawn over
-another. Every rule compares an image with the others, so it needs no model, and none of them proves an error: look.
+Known from the competition's data: exchanged labels, an outline that includes a ring, one bone drawn over another. Every
+rule compares an image with the others, so no model is needed. A hit is no proof of an error: look at the image.
 """
 
 import numpy as np
@@ -11,8 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from utils.eda.survey import Survey
 
 COLUMNS = ["image_name", "ID", "class", "reason", "score"]
+KEY = ["image_name", "class"]
 USUAL = 0.9
-"""A rule about presence, pieces and holes holds for a class if this share of the images keeps it."""
+"""A rule about presence, pieces or holes applies to a class if it is true for at least this share of the images."""
 RARE, RARE_IOU = 0.05, 0.1
 """An overlap is unusual if the pair overlaps in this share of the images at most, and with at least this IoU here."""
 LOOP = 0.01
@@ -20,14 +21,15 @@ LOOP = 0.01
 AREA_SPREADS, AREA_RATIO = 6.0, 1.4
 """An area is unusual this many robust standard deviations from the expected one, and by this factor at least."""
 PLACE_SPREADS, PLACE_FLOOR = 3.0, 0.1
-"""A bone is out of place this many times as far as 90 % of the images, and this share of the hand's radius at least."""
+"""A bone is out of place if it is this many times as far off as 90 % of the images have it, and at least this far (in
+units of the hand's radius)."""
 
 
 def suspicious(found: Survey) -> pd.DataFrame:
     """Everything that looks wrong, the most unusual first: image_name, ID, class ("": the whole image), reason, score.
 
-    score: how many times a value exceeds what the rule allows (1 where it is yes or no). The rules about areas and
-    places need a survey of at least ten annotated images; those about places and sides need the fingers' classes.
+    score: a value divided by the limit of the rule; 1 for rules without numbers. The rules about areas and places need
+    a survey of at least ten annotated images; those about places and sides need the classes of the fingers.
     """
     rows = [*_missing(found), *_shapes(found), *_overlaps(found), *_sides(found)]
     if found.bones["image_name"].nunique() >= 10:
@@ -38,53 +40,46 @@ def suspicious(found: Survey) -> pd.DataFrame:
 
 
 def _missing(found: Survey) -> list[tuple]:
+    """Classes that most images have and this one has not."""
     present = pd.crosstab(found.bones["image_name"], found.bones["class"])
     annotated = found.images.loc[found.images["annotation"] != "", "image_name"]
     present = present.reindex(annotated, fill_value=0)
-    usual = [name for name in present if present[name].mean() >= USUAL]
-    reason = "missing, though {:.0%} of the images have it"
+    share = present.mean()
     return [
-        (image, name, reason.format(present[name].mean()), 1.0)
-        for name in usual
+        (image, name, f"missing, though {share[name]:.0%} of the images have it", 1.0)
+        for name in present.columns[share >= USUAL]
         for image in present.index[present[name] == 0]
     ]
 
 
 def _shapes(found: Survey) -> list[tuple]:
+    """Masks in several pieces, with holes, or from polygons that cross themselves."""
     bones, rows = found.bones, []
     for column, normal, what in (("pieces", 1, "separate pieces"), ("holes", 0, "hole")):
         usual = (bones[column] == normal).groupby(bones["class"]).transform("mean") >= USUAL
-        odd = bones[usual & (bones[column] > normal)]
-        rows += [(image, name, f"{n} {what}", 1.0) for image, name, n in zip(*_key(odd), odd[column], strict=True)]
-    odd = bones[bones["crossing"] > LOOP]
+        odd = bones.loc[usual & (bones[column] > normal), [*KEY, column]]
+        rows += [(image, name, f"{n} {what}", 1.0) for image, name, n in odd.to_numpy()]
+    odd = bones.loc[bones["crossing"] > LOOP, [*KEY, "crossing"]]
     reason = "its outline crosses itself, cutting off a loop of {:.0%}"
-    rows += [
-        (image, name, reason.format(n), n / LOOP) for image, name, n in zip(*_key(odd), odd["crossing"], strict=True)
-    ]
-    return rows
+    return rows + [(image, name, reason.format(n), n / LOOP) for image, name, n in odd.to_numpy()]
 
 
 def _overlaps(found: Survey) -> list[tuple]:
+    """Pairs of classes that overlap here but hardly ever elsewhere."""
     have = pd.crosstab(found.bones["image_name"], found.bones["class"])
     rows = []
     for (a, b), group in found.pairs.groupby(["a", "b"]):
         images = int((have[a] & have[b]).sum())
         if len(group) <= RARE * images:
-            where = f"only {len(group)} of {images} images show"
             for row in group[group["iou"] > RARE_IOU].itertuples():
-                smaller, other = _stranger_first(found, row.image_name, a, b)
-                rows.append(
-                    (
-                        row.image_name,
-                        smaller,
-                        f"overlaps {other} (IoU {row.iou:.2f}), which {where}",
-                        row.iou / RARE_IOU,
-                    )
-                )
+                wrong, other = _more_unusual_first(found, row.image_name, a, b)
+                reason = f"overlaps {other} (IoU {row.iou:.2f}), which only {len(group)} of {images} images show"
+                rows.append((row.image_name, wrong, reason, row.iou / RARE_IOU))
     return rows
 
 
 def _sides(found: Survey) -> list[tuple]:
+    """Images whose file name, or other hand, contradicts the side that the thumb says."""
     hands, rows = found.images[found.images["side"] != ""], []
     named = hands["image_name"].str.extract(r"_([RL])\.\w+$")[0]
     wrong = named.notna() & (named != hands["side"])
@@ -117,7 +112,7 @@ def _areas(found: Survey) -> list[tuple]:
 
 
 def _places(found: Survey) -> list[tuple]:
-    """Bones that are far from where their neighbours say they should be, and whose place they have taken instead."""
+    """Bones that are far from the place that their neighbours suggest, and the bone that is expected where they lie."""
     names, classes, points = _aligned(found)
     if len(classes) < 5 or len(names) < 10:
         return []
@@ -134,18 +129,17 @@ def _places(found: Survey) -> list[tuple]:
         _, taken = linear_sum_assignment(abs(points[image, present][:, None] - usual[present]) ** 2)
         for k in np.flatnonzero(abs(off[image]) > limit):
             place = classes[present[taken[np.searchsorted(present, k)]]]
-            reason = (
-                "far from its place beside its neighbours" if place == classes[k] else f"lies where {place} is expected"
-            )
+            own = place == classes[k]
+            reason = "far from its place beside its neighbours" if own else f"lies where {place} is expected"
             rows.append((names[image], classes[k], reason, float(abs(off[image, k]) / limit[k])))
     return rows
 
 
 def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
-    """Image names, classes, and centroids (complex, images × classes, NaN where absent) moved onto each other.
+    """Image names, classes, and centroids (complex x + iy, images × classes, NaN where absent), aligned to each other.
 
-    Left hands are mirrored; each hand is shifted, turned and scaled to fit the median hand, whose bones lie about 1
-    from its centre. Wrong labels hardly move a hand, because far points count little (weights 1 / distance).
+    Left hands are mirrored; each hand is shifted, rotated and scaled to fit the median hand, whose bones lie about 1
+    from its centre. Wrong labels hardly move a hand, because distant points have small weights (1 / distance).
     """
     hands = found.bones[found.bones["image_name"].isin(found.images.loc[found.images["side"] != "", "image_name"])]
     x, y = (
@@ -171,14 +165,10 @@ def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
     return list(x.index), classes, points
 
 
-def _key(bones: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    return bones["image_name"], bones["class"]
-
-
-def _stranger_first(found: Survey, image: str, a: str, b: str) -> tuple[str, str]:
-    """The two classes, the one whose area is farther from its usual one first: it is the one drawn wrongly."""
+def _more_unusual_first(found: Survey, image: str, a: str, b: str) -> tuple[str, str]:
+    """The two classes, the one whose area is farther from its median first: it was probably drawn wrongly."""
     bones = found.bones[found.bones["class"].isin([a, b])]
     usual = bones.groupby("class")["area"].median()
     here = bones[bones["image_name"] == image].set_index("class")["area"]
-    strange = np.log(here / usual).abs()
-    return (a, b) if strange[a] >= strange[b] else (b, a)
+    unusual = np.log(here / usual).abs()
+    return (a, b) if unusual[a] >= unusual[b] else (b, a)

@@ -1,14 +1,9 @@
-"""Numbers behind the exploratory notebook, computed from the tables of a survey (`utils.eda.survey`)."""
-
-from collections.abc import Sequence
+"""The exploratory notebook's numbers, computed from the tables of a survey (`utils.eda.survey`)."""
 
 import numpy as np
 import pandas as pd
 
-from utils.data.cache import RESAMPLE, make_entry
 from utils.eda.survey import Survey
-from utils.masks import upsampling
-from utils.masks.dice import dice_per_class
 
 
 def class_statistics(found: Survey) -> pd.DataFrame:
@@ -16,21 +11,20 @@ def class_statistics(found: Survey) -> pd.DataFrame:
 
     Areas in pixels, over the images that have the class; share: mean area divided by the image's pixels.
     """
+    groups = found.bones.assign(share=image_shares(found)).groupby("class")
+    areas = groups["area"].agg(images="size", mean_area="mean", min_area="min", max_area="max")
+    areas.insert(1, "polygons", groups["polygons"].mean())
+    return areas.assign(share=groups["share"].mean()).reindex(found.classes)
+
+
+def image_shares(found: Survey) -> pd.Series:
+    """The area of each row of `found.bones` as a share (0 to 1) of its image's pixels."""
     pixels = found.images.set_index("image_name")[["height", "width"]].prod(axis=1)
-    bones = found.bones.assign(share=found.bones["area"] / found.bones["image_name"].map(pixels).astype(float))
-    table = bones.groupby("class").agg(
-        images=("area", "size"),
-        polygons=("polygons", "mean"),
-        mean_area=("area", "mean"),
-        min_area=("area", "min"),
-        max_area=("area", "max"),
-        share=("share", "mean"),
-    )
-    return table.reindex(found.classes)
+    return found.bones["area"] / found.bones["image_name"].map(pixels).astype(float)
 
 
 def overlap_table(found: Survey) -> pd.DataFrame:
-    """Pairs of classes that overlap anywhere, most overlapping first.
+    """Pairs of classes that overlap in any image, the pair with the largest IoU first.
 
     Columns a, b, images (how many they overlap in), of (how many have both), iou (mean over those with both).
     """
@@ -42,11 +36,11 @@ def overlap_table(found: Survey) -> pd.DataFrame:
 
 
 def argmax_cost(found: Survey) -> pd.DataFrame:
-    """The best mean Dice per class if every pixel could have one class only, from the truth itself.
+    """The mean Dice (0 to 1) per class of the true masks if every pixel could have one class only.
 
     Columns smaller (a pixel of several classes goes to the one with the smallest mask) and first (to the first in
-    class order, as numpy's arg-max breaks ties); an upper bound for any model that ends in arg-max instead of one
-    sigmoid per class. Classes in order; a class absent from an image counts 1 there, as in the competition's score.
+    class order, as numpy's arg-max does); an upper bound for any model that ends in arg-max instead of one sigmoid per
+    class. Classes in order; a class absent from an image counts 1 there, as in the competition's score.
     """
     images = int((found.images["annotation"] != "").sum())
     kept = found.bones.groupby("class")[["kept_smaller", "kept_first"]].sum().reindex(found.classes, fill_value=0.0)
@@ -56,10 +50,10 @@ def argmax_cost(found: Survey) -> pd.DataFrame:
 
 
 def bone_sizes(found: Survey) -> pd.DataFrame:
-    """By person with metadata: hand_size (pixels) beside age, sex, weight_kg and height_cm; empty without metadata.
+    """One row per person with metadata: sex, age, weight_kg, height_cm and hand_size (pixels); empty without metadata.
 
     hand_size is the mean over the person's images of the square root of the area of all classes but Radius and Ulna,
-    which the image's border cuts anywhere.
+    which the image's border cuts off at any length.
     """
     measures = [c for c in ("age", "weight_kg", "height_cm") if c in found.images]
     if not measures or "sex" not in found.images:
@@ -77,7 +71,7 @@ def correlations(sizes: pd.DataFrame) -> pd.Series:
 
 
 def describe_folds(folds: pd.DataFrame, found: Survey) -> pd.DataFrame:
-    """By fold: images, people, the share of people with a bent wrist, and where known mean age and share of women."""
+    """One row per fold: images, people, bent (share of people) and, with metadata, mean_age and women (share)."""
     people = folds.drop_duplicates("ID")
     table = people.groupby("fold").agg(people=("ID", "nunique"), bent=("bent", "mean"))
     table.insert(0, "images", folds.groupby("fold").size())
@@ -89,37 +83,8 @@ def describe_folds(folds: pd.DataFrame, found: Survey) -> pd.DataFrame:
 
 
 def pick_examples(images: pd.DataFrame, count: int) -> pd.DataFrame:
-    """About `count` rows of people spread evenly over the IDs, all images of a person together."""
+    """At most `count` rows: all images of people that are spread evenly over the IDs."""
     people = images["ID"].unique()
     wanted = min(len(people), max(1, round(count * len(people) / len(images))))
     chosen = people[np.linspace(0, len(people) - 1, wanted).round().astype(int)]
     return images[images["ID"].isin(chosen)].head(count)
-
-
-def picture_items(
-    images: pd.DataFrame, titles: Sequence[str], classes: list[str], image_size: int = 512
-) -> list[tuple]:
-    """What `figures.overlays` draws, (title, image, rles, size), for annotated rows of the index."""
-    items = []
-    for row, title in zip(images.itertuples(), titles, strict=True):
-        entry = make_entry(row.image, row.annotation, classes, (image_size, image_size))
-        items.append((title, entry.image, entry.truth, entry.size))
-    return items
-
-
-def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int]) -> pd.DataFrame:
-    """What labels alone keep: mean Dice between the true masks and their labels at a network's resolution, upsampled
-    bilinearly and cut at 0.5. A row per resolution (side, pixels), a column per way of resampling (`cache.RESAMPLE`).
-
-    No network trained on labels can score better than what they keep, but by luck. `images`: annotated index rows.
-    """
-    kept: dict[str, dict[int, float]] = {way: {} for way in RESAMPLE}
-    for way in RESAMPLE:
-        for side in sorted(set(sizes)):
-            scores = []
-            for row in images.itertuples():
-                entry = make_entry(row.image, row.annotation, classes, (side, side), way)
-                masks = upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5)
-                scores.append(dice_per_class(masks, entry.truth).mean())
-            kept[way][side] = float(np.mean(scores))
-    return pd.DataFrame(kept).rename_axis("pixels")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -18,9 +19,10 @@ from utils.masks.rle import dice_of_areas
 THUMB, LITTLE = "finger-1", "finger-16"
 """A right hand has its thumb on the image's left: mean x of finger-1 < mean x of finger-16."""
 BINS = 64
-"""Of the grey value histograms, over 0 … 255."""
+"""Bins of the grey value histograms, over 0 … 255."""
 
 Patch = tuple[np.ndarray, tuple[int, int]]
+"""A mask or map inside its box, (height, width), and the box's corner (top, left)."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class Survey:
     images: the index's rows with grey_mean, grey_std, grey_low and grey_high (1st and 99th percentile), colour (bool);
     for annotated ones labelled and multi_label (shares of the pixels with at least one and two classes), wrist_angle
     (degrees), bent, and side ("R", "L", "" without fingers).
-    bones: a row per annotated image and class that is present: image_name, ID, class, area (pixels), x, y (centroid),
+    bones: one row per annotated image and class that is present: image_name, ID, class, area (pixels), x, y (centroid),
     top, left, bottom, right (pixels, the last two exclusive), polygons, pieces and holes of the drawn mask, crossing
     (largest loop of a self-crossing polygon as a share of its area), kept_smaller and kept_first (Dice of the mask
     after arg-max, see `statistics.argmax_cost`).
-    pairs: a row per image and pair of classes (a before b) whose masks overlap: intersection (pixels), iou.
+    pairs: one row per image and pair of classes (a before b) whose masks overlap: intersection (pixels), iou.
     density: float32 (classes, grid, grid), the mean coverage over annotated images. histograms: float32
     (images, BINS), the share of pixels per grey value. All sizes are those of the original images.
     """
@@ -50,30 +52,23 @@ class Survey:
 def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads: int = 0) -> Survey:
     """Measure every image of the index `table` (columns of `read_index`); raises what `read_annotation` raises.
 
-    Masks are drawn at full size but only inside their boxes. An image of 2048 × 2048 with 29 classes takes about
-    70 ms of a core, most of it for decoding the PNG.
+    `grid`: side of the density maps; `threads`: 0 for one per core. Masks are drawn at full size but only inside their
+    boxes. One core takes about 70 ms per image of 2048 × 2048 with 29 classes, most of it for decoding the PNG.
     """
     classes = list(classes)
-
-    def one(row: tuple) -> tuple:
-        return _measure(row, classes, grid)
-
     with ThreadPoolExecutor(threads or cores()) as pool:
-        results = list(pool.map(one, table.itertuples()))
-    bones = pd.DataFrame([bone for result in results for bone in result[1]], columns=BONE_COLUMNS)
-    pairs = pd.DataFrame(
-        [p for result in results for p in result[2]], columns=["image_name", "a", "b", "intersection", "iou"]
-    )
+        results = list(pool.map(lambda row: _measure(row, classes, grid), table.itertuples()))
+    measured, bones, pairs, patches, histograms = zip(*results, strict=True)
+    bones = pd.DataFrame(chain.from_iterable(bones), columns=BONE_COLUMNS)
+    pairs = pd.DataFrame(chain.from_iterable(pairs), columns=["image_name", "a", "b", "intersection", "iou"])
     density = np.zeros((len(classes), grid, grid), np.float32)
-    for result in results:
-        for number, (patch, (top, left)) in result[3].items():
-            density[number, top : top + patch.shape[0], left : left + patch.shape[1]] += patch
+    for number, patch in chain.from_iterable(found.items() for found in patches):
+        _part(density[number], patch)[:] += patch[0]
     density /= 255 * max(1, int((table["annotation"] != "").sum()))
-    measured = pd.DataFrame([result[0] for result in results], index=table.index)
-    images = pd.concat([table, measured], axis=1)
+    images = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
     images["bent"] = images["wrist_angle"].abs() > BENT_DEGREES
     images["side"] = hand_sides(bones).reindex(images["image_name"]).fillna("").to_numpy()
-    return Survey(classes, images, bones, pairs, density, np.array([result[4] for result in results]))
+    return Survey(classes, images, bones, pairs, density, np.array(histograms))
 
 
 BONE_COLUMNS = [
@@ -83,13 +78,13 @@ BONE_COLUMNS = [
 
 
 def hand_sides(bones: pd.DataFrame) -> pd.Series:
-    """Side of each hand by image name, "R" or "L" from the thumb rule, for images that have finger-1 and finger-16."""
+    """The side "R" or "L" by image name, from the order of thumb and little finger; only images that have both."""
     x = bones.pivot_table(index="image_name", columns="class", values="x").reindex(columns=[THUMB, LITTLE]).dropna()
     return pd.Series(np.where(x[THUMB] < x[LITTLE], "R", "L"), index=x.index, dtype=object)
 
 
 def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, list, dict[int, Patch], np.ndarray]:
-    """One image: its row, its bones, its overlapping pairs, coverage patches by class number, grey histogram."""
+    """One image: its row, its bones, its overlapping pairs, coverage maps by class number, grey histogram."""
     pixels = read_image(row.image)
     size = pixels.shape[:2]
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -103,9 +98,8 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
     drawn = {number: draw_region(polygons[name], size) for number, name in enumerate(classes)}
     drawn = {number: patch for number, patch in drawn.items() if patch[0].any()}
     areas = {number: int(np.count_nonzero(mask)) for number, (mask, _) in drawn.items()}
-    kept = [
-        _keep_one(drawn, order, size) for order in (sorted(drawn, key=lambda n: (-areas[n], -n)), sorted(drawn)[::-1])
-    ]
+    orders = sorted(drawn, key=lambda n: (-areas[n], -n)), sorted(drawn)[::-1]
+    kept = [_keep_one(drawn, order, size) for order in orders]
     bones = []
     for number, (mask, (top, left)) in drawn.items():
         shapes = polygons[classes[number]]
@@ -118,8 +112,8 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
         values = (areas[number], x, y, *box, len(shapes), *pieces_and_holes(mask), crossing, *dice)
         bones.append((row.image_name, row.ID, classes[number], *values))
     depth = np.zeros(size, np.uint8)
-    for mask, (top, left) in drawn.values():
-        depth[top : top + mask.shape[0], left : left + mask.shape[1]] += mask
+    for patch in drawn.values():
+        _part(depth, patch)[:] += patch[0]
     measured["labelled"] = np.count_nonzero(depth) / depth.size
     measured["multi_label"] = np.count_nonzero(depth > 1) / depth.size
     measured["wrist_angle"] = wrist_angle(polygons)
@@ -129,6 +123,12 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
     ]
     patches = {number: coverage(*patch, size, (grid, grid)) for number, patch in drawn.items()}
     return measured, bones, shared, patches, histogram
+
+
+def _part(whole: np.ndarray, patch: Patch) -> np.ndarray:
+    """A view of the part of `whole` that the patch covers."""
+    (height, width), (top, left) = patch[0].shape, patch[1]
+    return whole[top : top + height, left : left + width]
 
 
 def _grey_statistics(counts: np.ndarray) -> dict[str, float]:
@@ -145,8 +145,7 @@ def _keep_one(drawn: dict[int, Patch], order: list[int], size: tuple[int, int]) 
     """Pixels that each class keeps if the classes are painted over each other in this order (the last one wins)."""
     canvas = np.full(size, 255, np.uint8) if len(order) < 255 else np.full(size, 65535, np.uint16)
     for place, number in enumerate(order):
-        mask, (top, left) = drawn[number]
-        canvas[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = place
+        _part(canvas, drawn[number])[drawn[number][0]] = place
     counts = np.bincount(canvas.ravel(), minlength=len(order))
     return {number: int(counts[place]) for place, number in enumerate(order)}
 

@@ -1,4 +1,5 @@
 """All figures under one name: `from utils import figures`, then `figures.overlays(…)`."""
+# ruff: noqa: F401
 
 from utils.figures.charts import LiveCurves, class_dice, curves, leaderboard, thresholds
 from utils.figures.eda import (
@@ -12,31 +13,5 @@ from utils.figures.eda import (
     wrists,
 )
 from utils.figures.model_zoo import activations, dice_against_cost
-from utils.figures.overlays import batch, errors, overlay, overlays, show_image
+from utils.figures.overlays import batch, errors, overlay, overlays, picture_items
 from utils.figures.style import DPI, class_colours, save
-
-__all__ = [
-    "DPI",
-    "LiveCurves",
-    "activations",
-    "argmax_losses",
-    "batch",
-    "body",
-    "class_areas",
-    "class_colours",
-    "class_dice",
-    "curves",
-    "density_maps",
-    "dice_against_cost",
-    "errors",
-    "exposure",
-    "fold_sizes",
-    "leaderboard",
-    "overlap_matrix",
-    "overlay",
-    "overlays",
-    "save",
-    "show_image",
-    "thresholds",
-    "wrists",
-]

@@ -1,4 +1,4 @@
-"""Charts of a training and of scores: curves, Dice per class, thresholds, leaderboard."""
+"""Charts of a training run and of scores: curves, Dice per class, thresholds, leaderboard."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, new_figure, readable
+from utils.figures.style import INK, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
 
 KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "fold model": "#56B4E9", "baseline": "#8a97a5"}
 """Colours of the leaderboard's rows."""
@@ -15,34 +15,23 @@ KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "fold model": "#56B4E9", "ba
 def curves(history: pd.DataFrame) -> Figure:
     """Loss, validation Dice (its best epoch marked) and learning rate over the epochs.
 
-    `history` has the columns epoch, loss, val_dice (NaN where an epoch was not validated) and lr, a row an epoch.
+    `history` has the columns epoch, loss, val_dice (NaN where an epoch was not validated) and lr,
+    one row per epoch.
     """
     figure, axes = new_figure(WIDTH, 3.0, 1, 3)
-    titles = {"loss": "training loss", "val_dice": "validation Dice", "lr": "learning rate"}
-    for ax, (column, title), colour in zip(
-        axes, titles.items(), PALETTE[5:6] + PALETTE[2:3] + PALETTE[:1], strict=True
-    ):
+    shown = (("loss", "training loss", 5), ("val_dice", "validation Dice", 2), ("lr", "learning rate", 0))
+    for ax, (column, title, colour) in zip(axes, shown, strict=True):
         known = history.dropna(subset=[column])
-        ax.plot(
-            known["epoch"],
-            known[column],
-            color=colour,
-            linewidth=1.6,
-            marker="o",
-            markersize=3 if len(known) < 60 else 0,
-        )
-        ax.set_title(title, fontsize=10, color=INK)
-        ax.set_xlabel("epoch", fontsize=9)
-        ax.grid(color=LINE, linewidth=0.7)
+        size = 3 if len(known) < 60 else 0
+        ax.plot(known["epoch"], known[column], color=PALETTE[colour], linewidth=1.6, marker="o", markersize=size)
+        describe(ax, title, "epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.margins(y=0.12)
     validated = history.dropna(subset=["val_dice"])
     if len(validated):
         best = validated.loc[validated["val_dice"].idxmax()]
         axes[1].plot(best["epoch"], best["val_dice"], marker="*", markersize=13, color=PALETTE[3], linestyle="")
-        axes[1].set_title(
-            f"validation Dice, best {best['val_dice']:.4f} in epoch {best['epoch']:.0f}", fontsize=10, color=INK
-        )
+        describe(axes[1], f"validation Dice, best {best['val_dice']:.4f} in epoch {best['epoch']:.0f}", "epoch")
     else:
         axes[1].text(0.5, 0.5, "not validated yet", transform=axes[1].transAxes, ha="center", color=SOFT)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -50,14 +39,14 @@ def curves(history: pd.DataFrame) -> Figure:
 
 
 class LiveCurves:
-    """The curves of a running training, redrawn in one place of the notebook: `on_epoch=LiveCurves()`."""
+    """The curves of a training run while it goes on, redrawn in one place of the notebook: `on_epoch=LiveCurves()`."""
 
     def __init__(self) -> None:
         """Show nothing until the first call."""
         self.handle = None
 
     def __call__(self, history: list[dict[str, Any]]) -> None:
-        """Redraw with the history so far, a dictionary an epoch with the columns of `curves`."""
+        """Redraw with the history so far, one dictionary per epoch with the columns of `curves`."""
         from IPython.display import display
 
         figure = curves(pd.DataFrame(history))
@@ -68,10 +57,10 @@ class LiveCurves:
 
 
 def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
-    """The Dice of each class: its mean (dot) and where the middle 80 % of the images lie (bar), for one or more models.
+    """The Dice of each class: its mean (dot) and the range of the middle 80 % of the images (bar).
 
-    `tables`: by name, images × classes with Dice in [0, 1], all with the same classes. With one model its images are
-    shown too, as small points, and the classes in their colours.
+    `tables`: for each model by its name, images × classes with Dice in [0, 1], all with the same classes. With one
+    model, each image is a small point too, and the classes have their own colours.
     """
     classes = list(next(iter(tables.values())).columns)
     alone = len(tables) == 1
@@ -93,19 +82,16 @@ def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
         ax.scatter(
             np.nanmean(values, axis=0), rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3, label=label
         )
-    ax.set_yticks(range(len(classes)), classes, fontsize=9)
-    ax.set(ylim=(len(classes) - 0.4, -0.6), xlim=(max(0.0, low - 0.02), 1.004))
-    ax.set_xlabel("Dice: mean (dot), 10th to 90th percentile of the images (bar)", fontsize=9)
-    ax.grid(axis="x", color=LINE, linewidth=0.7)
-    if alone:
-        ax.set_title(label, fontsize=10, color=INK)
-    else:
+    title = label if alone else ""
+    describe(ax, title, "Dice: mean (dot), 10th to 90th percentile of the images (bar)", grid="x", rows=classes)
+    ax.set(xlim=(max(0.0, low - 0.02), 1.004))
+    if not alone:
         figure.legend(loc="outside upper center", ncols=min(len(tables), 2), fontsize=9, frameon=False)
     return figure
 
 
 def thresholds(table: pd.DataFrame, current: float = 0.5) -> Figure:
-    """Mean Dice against the threshold: `table` has a row a threshold (its index, 0 to 1) and a column a class.
+    """Mean Dice against the threshold: `table` has one row per threshold (its index, 0 to 1), one column per class.
 
     Thin lines are classes, the thick one is their mean; `current` is the threshold in use.
     """
@@ -113,20 +99,17 @@ def thresholds(table: pd.DataFrame, current: float = 0.5) -> Figure:
     mean, colours = table.mean(axis=1), class_colours(table.columns)
     best = mean.idxmax()
     for name in table.columns if len(table.columns) > 1 else []:
-        axes[0].plot(
-            table.index, table[name] - table[name].max(), color=readable(colours[name]), linewidth=0.8, alpha=0.7
-        )
+        below, colour = table[name] - table[name].max(), readable(colours[name])
+        axes[0].plot(table.index, below, color=colour, linewidth=0.8, alpha=0.7)
     axes[0].plot(table.index, mean - mean.max(), color=INK, linewidth=2.2, label="mean of the classes")
-    axes[0].set_title("Dice below each class's own best", fontsize=10, color=INK)
     axes[0].set_ylim(bottom=max(-0.05, float((table - table.max()).min().min())) * 1.05)
     axes[0].legend(loc="lower center", fontsize=9, frameon=False)
     axes[1].plot(table.index, mean, color=INK, linewidth=2.2)
     axes[1].plot(best, mean[best], marker="*", markersize=13, color=PALETTE[3])
-    axes[1].set_title(f"mean Dice: best {mean[best]:.4f} at {best:g}", fontsize=10, color=INK)
-    for ax in axes:
+    titles = "Dice below each class's own best", f"mean Dice: best {mean[best]:.4f} at {best:g}"
+    for ax, title in zip(axes, titles, strict=True):
         ax.axvline(current, color=SOFT, linestyle="--", linewidth=1)
-        ax.set_xlabel(f"threshold (dashed: {current:g}, in use)", fontsize=9)
-        ax.grid(color=LINE, linewidth=0.7)
+        describe(ax, title, f"threshold (dashed: {current:g}, in use)")
     return figure
 
 
@@ -151,11 +134,9 @@ def leaderboard(table: pd.DataFrame) -> Figure:
         ax.plot(test, row, marker="o", markersize=8, markerfacecolor="white", markeredgecolor=colour, linestyle="")
         known = [f"{value:.4f}" for value in (oof, test) if not np.isnan(value)]
         ax.text(high + 0.06 * room, row, " / ".join(known) or "no score yet", va="center", fontsize=9, color=INK)
-    ax.set_yticks(range(len(table)), table["name"], fontsize=9)
+    describe(ax, x="mean Dice: ● out-of-fold, ○ test", grid="x", rows=table["name"])
     for label, kind in zip(ax.get_yticklabels(), table["kind"], strict=True):
         label.set_fontweight("bold" if kind == "ensemble" else "normal")
-    ax.set(ylim=(len(table) - 0.4, -0.6), xlim=(low - 0.06 * room, high + 0.34 * room))
-    ax.set_xlabel("mean Dice: ● out-of-fold, ○ test", fontsize=9)
-    ax.grid(axis="x", color=LINE, linewidth=0.7)
+    ax.set(xlim=(low - 0.06 * room, high + 0.34 * room))
     ax.set_axisbelow(True)
     return figure

@@ -1,4 +1,4 @@
-"""Figures of the exploratory notebook, drawn from `utils.eda.statistics`'s tables."""
+"""Figures of the exploratory notebook, drawn from the tables of `utils.eda.statistics`."""
 
 import numpy as np
 import pandas as pd
@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from utils.data.folds import BENT_DEGREES
-from utils.eda.statistics import argmax_cost, class_statistics, correlations, describe_folds, overlap_table
+from utils.eda import statistics
 from utils.eda.survey import BINS, Survey
-from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, new_figure, readable
+from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
 
 SPLITS = {"train": PALETTE[5], "test": PALETTE[0]}
 SEXES = {"F": PALETTE[0], "M": PALETTE[5]}
@@ -17,10 +17,8 @@ SEXES = {"F": PALETTE[0], "M": PALETTE[5]}
 
 def class_areas(found: Survey) -> Figure:
     """Area of each class as a share of the image, on a logarithmic axis: mean (dot) and smallest to largest (bar)."""
-    table, colours = class_statistics(found), class_colours(found.classes)
-    pixels = found.images.set_index("image_name")[["height", "width"]].prod(axis=1)
-    share = 100 * found.bones["area"] / found.bones["image_name"].map(pixels).astype(float)
-    ends = share.groupby(found.bones["class"]).agg(["min", "max"]).reindex(found.classes)
+    table, colours = statistics.class_statistics(found), class_colours(found.classes)
+    ends = 100 * statistics.image_shares(found).groupby(found.bones["class"]).agg(["min", "max"]).reindex(found.classes)
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.2 + 0.22 * len(table))
     rows, shown = np.arange(len(table)), [readable(colours[name]) for name in table.index]
     ax.hlines(rows, ends["min"], ends["max"], color=shown, linewidth=6, alpha=0.55)
@@ -29,20 +27,17 @@ def class_areas(found: Survey) -> Figure:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_yticks(rows, table.index, fontsize=9)
-    ax.set(ylim=(len(table) - 0.4, -0.6))
-    ax.set_xlabel("share of the image: mean (dot), smallest to largest (bar)", fontsize=9)
-    ax.grid(axis="x", color=LINE, linewidth=0.7)
+    describe(ax, x="share of the image: mean (dot), smallest to largest (bar)", grid="x", rows=table.index)
     return figure
 
 
 def density_maps(found: Survey) -> Figure:
-    """Where each class lies: how many of the annotated images have it in each place, all maps on one colour scale."""
+    """Where each class lies: the share of the annotated images that have it there, all maps on one colour scale."""
     columns = min(8, len(found.classes))
     rows = -(-len(found.classes) // columns)
     side = min((WIDTH - 0.9) / columns, 4.0)
     figure, axes = new_figure(side * columns + 0.9, rows * (side + 0.25) + 0.1, rows, columns)
-    scale = PowerNorm(0.5, 0, max(float(found.density.max()), 1e-6))  # by the root, so that faint maps are seen
+    scale = PowerNorm(0.5, 0, max(float(found.density.max()), 1e-6))  # square root, so that faint maps are seen
     for ax in axes[len(found.classes) :]:
         ax.remove()
     axes = axes[: len(found.classes)]
@@ -59,8 +54,8 @@ def density_maps(found: Survey) -> Figure:
 
 
 def overlap_matrix(found: Survey, least: float = 0.0005) -> Figure:
-    """Mean IoU of the classes that overlap with at least `least`, as a matrix; the pairs in empty cells do not."""
-    pairs = overlap_table(found)
+    """Mean IoU of the pairs of classes, as a matrix; cells of pairs below `least` are empty."""
+    pairs = statistics.overlap_table(found)
     pairs = pairs[pairs["iou"] >= min(least, pairs["iou"].max())]
     columns, rows = ([name for name in found.classes if name in set(pairs[side])] for side in "ab")
     matrix = np.full((len(rows), len(columns)), np.nan)
@@ -78,33 +73,33 @@ def overlap_matrix(found: Survey, least: float = 0.0005) -> Figure:
     ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     ax.grid(which="minor", color=LINE, linewidth=0.6)
     ax.tick_params(which="minor", length=0)
-    ax.set_title("mean IoU of the masks", fontsize=10, color=INK)
+    describe(ax, "mean IoU of the masks", grid="")
     drawn.set_clim(0, np.sqrt(np.nanmax(matrix, initial=0.01)))
     return figure
 
 
 def argmax_losses(found: Survey, least: float = 0.001) -> Figure:
-    """Dice that arg-max takes from the classes that lose more than `least`, by the rule for shared pixels."""
-    lost = 1 - argmax_cost(found)
+    """Dice that classes lose by arg-max, for both rules on shared pixels; classes that lose more than `least`."""
+    lost = 1 - statistics.argmax_cost(found)
     shown = lost[lost.max(axis=1) > least]
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.3 + 0.34 * max(len(shown), 1))
     names = {"smaller": "to the class with the smaller mask", "first": "to the first class in order (numpy.argmax)"}
     for (rule, title), shift, colour in zip(names.items(), (-0.19, 0.19), (PALETTE[5], PALETTE[0]), strict=True):
         label = f"{title}: {lost[rule].mean():.4f} on average"
         ax.barh(np.arange(len(shown)) + shift, shown[rule], height=0.36, color=colour, label=label)
-    ax.set_yticks(range(len(shown)), shown.index, fontsize=9)
-    ax.set(ylim=(len(shown) - 0.4, -0.6))
-    ax.set_xlabel("Dice lost although every pixel is known", fontsize=9)
-    ax.grid(axis="x", color=LINE, linewidth=0.7)
+    describe(ax, x="Dice lost although every pixel is known", grid="x", rows=shown.index)
     ax.set_axisbelow(True)
     figure.legend(title="a shared pixel goes", loc="outside upper center", fontsize=9, title_fontsize=9, frameon=False)
     return figure
 
 
 def body(sizes: pd.DataFrame) -> Figure:
-    """Hand size against height, weight and age, a point a person (`bone_sizes`), with Pearson's r and the line."""
+    """Hand size against height, weight and age with a fitted line and Pearson's r; one point per row of `sizes`.
+
+    `sizes`: the table of `utils.eda.statistics.bone_sizes`, one row per person.
+    """
     titles = {"height_cm": "height (cm)", "weight_kg": "weight (kg)", "age": "age (years)"}
-    shown, r = [c for c in titles if c in sizes], correlations(sizes)
+    shown, r = [c for c in titles if c in sizes], statistics.correlations(sizes)
     figure, axes = new_figure(WIDTH, 3.6, 1, len(shown))
     for ax, column in zip(axes, shown, strict=True):
         for sex, colour in SEXES.items():
@@ -116,15 +111,14 @@ def body(sizes: pd.DataFrame) -> Figure:
             slope, start = np.polyfit(known[column], known["hand_size"], 1)
             ends = np.array([known[column].min(), known[column].max()])
             ax.plot(ends, start + slope * ends, color=SOFT, linewidth=1.2, linestyle="--")
-        ax.set_title(f"{titles[column]}: r = {r[column]:.2f}", fontsize=10, color=INK)
-        ax.grid(color=LINE, linewidth=0.7)
+        describe(ax, f"{titles[column]}: r = {r[column]:.2f}")
     axes[0].set_ylabel("√ of the hand bones' area (pixels)", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
 def wrists(found: Survey) -> Figure:
-    """How far the wrists of the annotated images are bent sideways, with the limit from which they count as bent."""
+    """How many degrees the wrists are bent sideways in the annotated images; dashed: from here they count as bent."""
     angles = found.images["wrist_angle"].dropna()
     reach = max(1.05 * float(angles.abs().max()), BENT_DEGREES + 3)
     figure, (ax,) = new_figure(WIDTH * 0.8, 3.2)
@@ -133,48 +127,38 @@ def wrists(found: Survey) -> Figure:
     ax.hist([angles[~bent], angles[bent]], bins=bins, stacked=True, color=[PALETTE[5], PALETTE[3]], rwidth=0.9)
     for side in (-1, 1):
         ax.axvline(side * BENT_DEGREES, color=SOFT, linestyle="--", linewidth=1)
-    ax.set_title(f"{bent.sum()} of {len(bent)} wrists are bent by more than {BENT_DEGREES:g}°", fontsize=10, color=INK)
-    ax.set_xlabel("angle between forearm and hand (degrees; positive: clockwise on the screen)", fontsize=9)
-    ax.set_ylabel("images", fontsize=9)
+    title = f"{bent.sum()} of {len(bent)} wrists are bent by more than {BENT_DEGREES:g}°"
+    describe(ax, title, "angle between forearm and hand (degrees; positive: clockwise on the screen)", "images", "")
     ax.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def exposure(found: Survey) -> Figure:
-    """Grey values of train and test: mean histogram with the middle 80 % of the images, and mean against contrast."""
+    """Grey values of train and test: mean histogram with the middle 80 % of the images; mean and standard deviation."""
     figure, axes = new_figure(WIDTH, 3.8, 1, 2)
     centres = (np.arange(BINS) + 0.5) * 256 / BINS
     for split, colour in SPLITS.items():
         here = (found.images["split"] == split).to_numpy()
         if here.any():
             shares = 100 * found.histograms[here]
-            axes[0].fill_between(
-                centres, *np.percentile(shares, [10, 90], axis=0), color=colour, alpha=0.2, linewidth=0
-            )
+            low, high = np.percentile(shares, [10, 90], axis=0)
+            axes[0].fill_between(centres, low, high, color=colour, alpha=0.2, linewidth=0)
             axes[0].plot(centres, shares.mean(axis=0), color=colour, linewidth=1.6)
-            some = found.images[here]
-            label = f"{split} ({here.sum()})"
-            axes[1].scatter(
-                some["grey_mean"], some["grey_std"], s=18, alpha=0.7, color=colour, linewidths=0, label=label
-            )
+            style = {"s": 18, "alpha": 0.7, "linewidths": 0, "color": colour, "label": f"{split} ({here.sum()})"}
+            axes[1].scatter(*found.images.loc[here, ["grey_mean", "grey_std"]].to_numpy().T, **style)
     axes[0].set_yscale("log")
     axes[0].set_ylim(bottom=0.003)
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes[0].set_title("share of the pixels by grey value", fontsize=10, color=INK)
-    axes[0].set_xlabel("grey value", fontsize=9)
-    axes[1].set_title("one point an image", fontsize=10, color=INK)
-    axes[1].set_xlabel("mean grey value", fontsize=9)
-    axes[1].set_ylabel("standard deviation", fontsize=9)
-    for ax in axes:
-        ax.grid(color=LINE, linewidth=0.7)
+    describe(axes[0], "share of the pixels by grey value", "grey value")
+    describe(axes[1], "one point per image", "mean grey value", "standard deviation")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
 def fold_sizes(folds: pd.DataFrame, found: Survey) -> Figure:
-    """Images in each fold, those of people with a bent wrist apart."""
+    """Images in each fold; those of people with a bent wrist in another colour."""
     counts = pd.crosstab(folds["fold"], folds["bent"]).reindex(columns=[False, True], fill_value=0)
-    people = describe_folds(folds, found)["people"]
+    people = statistics.describe_folds(folds, found)["people"]
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.1 + 0.36 * len(counts))
     ax.barh(counts.index, counts[False], color=PALETTE[5], height=0.7, label="straight wrists")
     if counts[True].any():
@@ -183,8 +167,7 @@ def fold_sizes(folds: pd.DataFrame, found: Survey) -> Figure:
         figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     for fold, total in counts.sum(axis=1).items():
         ax.text(total, fold, f"  {total} images, {people[fold]} people", va="center", fontsize=9, color=INK)
-    ax.set_yticks(counts.index, [f"fold {fold}" for fold in counts.index], fontsize=9)
-    ax.set(ylim=(len(counts) - 0.4, -0.6), xlim=(0, 1.3 * counts.sum(axis=1).max()))
-    ax.set_xlabel("images", fontsize=9)
+    describe(ax, x="images", grid="", rows=[f"fold {fold}" for fold in counts.index])
+    ax.set(xlim=(0, 1.3 * counts.sum(axis=1).max()))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return figure

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from utils.figures.overlays import halo, image_grid, outlines, show_image
+from utils.figures.overlays import draw_outlines, halo, image_grid, show_image
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, new_figure
 
-FAMILY_COLOURS = (*PALETTE[:6], SOFT)
+FAMILY_COLOURS = (*PALETTE[:6], SOFT, INK)
 
 
 def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: int) -> Figure:
-    """Dice (0 to 1) over multiply-adds (10⁹, logarithmic) of every architecture, in family colours.
+    """Dice (0 to 1) against multiply-adds (10⁹, logarithmic axis) of every architecture, one colour per family.
 
     table: index architecture, columns family, multiply_adds, parameters (millions) and dice; rows without a Dice are
-    left out. Areas grow with the parameters; the line joins those that no cheaper one beats.
+    left out. A point's area grows with the parameters; the dotted line joins the architectures that no cheaper one
+    beats.
     """
     table = table.dropna(subset=["dice"]).sort_values("multiply_adds")
     figure, (ax,) = new_figure(WIDTH, 6.4)
@@ -50,7 +50,7 @@ def activations(
     """Class activation maps over one image, each with the true outline (blue) and its peak (cross).
 
     image: uint8 (h, w) or (h, w, 3); shares: float (classes, h, w), each map as a share of its maximum; truth:
-    full-size RLE, one a class; size: (H, W).
+    full-size RLE, one per class; size: (H, W).
     """
     figure, axes = image_grid(list(classes), [size] * len(classes), 4)
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
@@ -58,9 +58,7 @@ def activations(
         show_image(ax, image, size)
         heat = np.clip(plane, 0, 1)
         ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat**0.5, extent=extent)
-        if text:
-            paths = outlines(text, size, image.shape[:2])
-            ax.add_collection(PathCollection(paths, facecolor="none", edgecolor="#56B4E9", linewidth=1.2))
+        draw_outlines(ax, text, size, image.shape[:2], "#56B4E9", 1.2)
         if plane.max() <= 0:
             ax.text(0.5, 0.03, "nothing found", transform=ax.transAxes, ha="center", color="white", fontsize=8)
             continue
@@ -71,7 +69,7 @@ def activations(
 
 
 def _name_points(ax: Axes, table: pd.DataFrame, bold: set[str]) -> None:
-    """Names right of their points, moved up or down until none covers another."""
+    """Write the names to the right of their points, moved up or down until none covers another."""
     ax.figure.draw_without_rendering()
     to_data, taken = ax.transData.inverted(), []
     pixel = ax.figure.dpi / 72

@@ -1,4 +1,4 @@
-"""What all figures share: colours, empty figures that a notebook shows, and saving.
+"""What all figures share: colours, empty figures, titles and axes in one style, and saving.
 
 Figures are made without pyplot, so nothing is shown twice and none stays in memory. A class has the same colour in
 every figure.
@@ -20,10 +20,10 @@ WIDTH = 11.0
 """Inches; a notebook's text is about as wide."""
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
-"""Okabe and Ito's colours, told apart with any kind of colour vision (jfly.uni-koeln.de/color)."""
+"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart (jfly.uni-koeln.de/color)."""
 INK, SOFT, LINE = "#1d2733", "#6b7a8a", "#dde3ea"
 RAYS = ("#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
-"""One hue a finger, thumb first; a ray's bones go from light (tip) to dark (metacarpal)."""
+"""One hue per finger, thumb first; the bones of a finger go from light (tip) to dark (metacarpal)."""
 WRIST = ("#F0E442", "#5AA2D6", "#B8A800", "#A9D0EE", "#2F7FBF", "#F7F0A0", "#7DB8E0", "#D9C400", "#C98BFF", "#8E5BD0")
 """Carpals in yellows and blues so that neighbours differ; Radius and Ulna violet."""
 
@@ -45,6 +45,21 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=9, colors=INK)
     return figure, axes
+
+
+def describe(ax: Axes, title: str = "", x: str = "", y: str = "", grid: str = "both", rows: Sequence[str] = ()) -> None:
+    """Title, axis labels and light grid lines at the ticks of the axis `grid` ("x", "y", "both"; "" for none).
+
+    rows: names of a chart's horizontal rows, the first at the top.
+    """
+    ax.set_title(title, fontsize=10, color=INK)
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+    if grid:
+        ax.grid(axis=grid, color=LINE, linewidth=0.7)
+    if len(rows):
+        ax.set_yticks(range(len(rows)), rows, fontsize=9)
+        ax.set(ylim=(len(rows) - 0.4, -0.6))
 
 
 def save(figure: Figure, path: str | Path) -> Figure:

@@ -8,18 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.data.cache import Cache
 from utils.files import read_json, resolve, shown
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.masks import rle, upsampling
-from utils.masks.dice import dice_per_class, dice_table, mean_dice
 from utils.models.checkpoint import Config, read_config
-
-THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
-"""What `choose_thresholds` tries."""
-
-PICKS = 5
-"""Models that `choose_weights` picks one after the other, so weights are multiples of a fifth, a quarter, …"""
 
 
 @dataclass(frozen=True)
@@ -131,127 +123,6 @@ def vote_images(
 
     with ThreadPoolExecutor() as pool:
         yield from pool.map(one, names)
-
-
-def shared_images(fold_models: Sequence[FoldModel], folds: pd.DataFrame) -> dict[str, int]:
-    """The images, with their fold, for which every model has a fold model that did not see the person."""
-    models = {m.model for m in fold_models}
-    common = set.intersection(*({m.fold for m in fold_models if m.model == model} for model in models))
-    return {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
-
-
-def out_of_fold_dice(
-    fold_models: Sequence[FoldModel],
-    images: dict[str, int],
-    cache: Cache,
-    weights: dict[str, float],
-    threshold: float | Sequence[float] = 0.5,
-) -> pd.DataFrame:
-    """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
-    votes = vote_images(fold_models, images, "oof", weights, threshold, images)
-    return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
-    got from the other folds: the honest figure, because thresholds overfit easily. curve: Dice, thresholds × classes.
-    """
-
-    best: list[float]
-    curve: pd.DataFrame
-    fixed: float
-    tuned: float
-
-
-def choose_thresholds(
-    fold_models: Sequence[FoldModel],
-    images: dict[str, int],
-    cache: Cache,
-    weights: dict[str, float],
-    fixed: float = 0.5,
-) -> Thresholds:
-    """Per-class thresholds from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth."""
-    candidates = sorted({*THRESHOLDS, fixed})
-    tables = [out_of_fold_dice(fold_models, images, cache, weights, t) for t in candidates]
-    dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
-    at_fixed = candidates.index(fixed)
-    fold_of = tables[0].index.map(images).to_numpy()
-    crossed = np.empty_like(dice[0])
-    for fold in np.unique(fold_of):
-        here, others = fold_of == fold, fold_of != fold
-        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
-        crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
-    best = [candidates[i] for i in dice.mean(1).argmax(0)]
-    curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
-    return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
-
-
-@dataclass(frozen=True)
-class Weights:
-    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote with them.
-    equal, crossed: mean Dice with equal weights, and with weights that each fold got from the other folds: the figure
-    to expect on new people.
-    """
-
-    best: dict[str, float]
-    dice: pd.DataFrame
-    equal: float
-    crossed: float
-
-
-def choose_weights(
-    fold_models: Sequence[FoldModel], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
-) -> Weights:
-    """Each model's weight from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth.
-
-    Greedy selection with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the best
-    model first, then whichever helps the vote most; the best of these votes counts. Images of a single fold leave
-    nothing to judge a choice by: there, weights stay equal.
-    """
-    models = sorted({m.model for m in fold_models})
-    fold_of = np.array([images[name] for name in images])
-    voted: dict[tuple[int, ...], pd.DataFrame] = {}
-
-    def dice(picks: Sequence[int]) -> pd.DataFrame:
-        counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
-        if counts not in voted:
-            voted[counts] = out_of_fold_dice(
-                fold_models, images, cache, dict(zip(models, counts, strict=True)), threshold
-            )
-        return voted[counts]
-
-    def select(rows: np.ndarray) -> tuple[int, ...]:
-        picks, path = (0,) * len(models), []
-        for _ in range(PICKS):
-            more = [tuple(n + (i == j) for j, n in enumerate(picks)) for i in range(len(models))]
-            picks = max(more, key=lambda some: mean_dice(dice(some)[rows]))
-            path.append(picks)
-        return max(path, key=lambda some: mean_dice(dice(some)[rows]))
-
-    equal = dice((1,) * len(models))
-    if len(np.unique(fold_of)) < 2:
-        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal))
-    crossed = equal.copy()
-    for fold in np.unique(fold_of):
-        crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
-    best = select(np.ones(len(fold_of), bool))
-    weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
-    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed))
-
-
-def model_weights(
-    fold_models: Sequence[FoldModel], models: Sequence[str], weights: Sequence[float]
-) -> dict[str, float]:
-    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError where they do not match."""
-    if not weights:
-        return {m.model: 1.0 for m in fold_models}
-    if len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(
-            f"weights {list(weights)} for models {list(models)}: expected one number ≥ 0 for each named model, "
-            "not all of them 0"
-        )
-    return dict(zip(models, map(float, weights), strict=True))
 
 
 def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:

@@ -17,26 +17,11 @@ from utils.data.cache import Cache
 from utils.data.loader import normalise, plain_loader
 from utils.device import choose_precision
 from utils.inference.probabilities import ProbabilityStore
+from utils.inference.tta import build_tta
 from utils.masks import upsampling
-from utils.masks.upsampling import to_scores
+from utils.models.base import PaddedModel
 from utils.models.checkpoint import WEIGHTS, load_checkpoint
-
-SCALES = (0.75, 1.0, 1.25)
-
-TTA = {
-    "none": lambda side: [],
-    "hflip": lambda side: [ttach.HorizontalFlip()],
-    "scale": lambda side: [_scales(side)],
-    "hflip+scale": lambda side: [ttach.HorizontalFlip(), _scales(side)],
-}
-"""Test-time augmentations by name. scale: 0.75, 1 and 1.25 times the network's resolution. Quarter turns and vertical
-flips are left out: hands are never seen so, and they cost Dice."""
-
-
-def _scales(side: int) -> ttach.Resize:
-    # ttach.Scale interpolates by nearest and crashes where sizes are not whole multiples; Resize takes sizes.
-    sizes = [(round(side * scale), round(side * scale)) for scale in SCALES]
-    return ttach.Resize(sizes, original_size=(side, side), interpolation="bilinear", align_corners=False)
+from utils.registry import file_sha256, find_part
 
 
 class Probabilities(nn.Module):
@@ -54,17 +39,15 @@ class Probabilities(nn.Module):
 class Predictor:
     """A fold model ready to predict. The mean over TTA is of probabilities, not of logits.
 
-    tta: a name in TTA. precision: as in `train.Settings`.
+    tta: a registered name, see `inference.tta`. precision: see `utils.device`.
     """
 
     def __init__(self, checkpoint: str | Path, device: torch.device, tta: str = "none", precision: str = "auto"):
-        if tta not in TTA:
-            raise ValueError(f"unknown tta {tta!r}; known are {', '.join(TTA)}")
         model, self.config = load_checkpoint(checkpoint, device)
         self.device, self.tta = device, tta
-        self.weights_digest = _digest(Path(checkpoint) / WEIGHTS)
+        self.weights_digest = file_sha256(Path(checkpoint) / WEIGHTS)
         network = Probabilities(model)
-        transforms = ttach.Compose(TTA[tta](self.config.image_size))
+        transforms = ttach.Compose(build_tta(tta, self.config.image_size, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(choose_precision(precision, device))
 
@@ -94,7 +77,9 @@ class Predictor:
     ) -> float:
         """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped."""
         started = time.monotonic()
-        store.begin({"weights": self.weights_digest, "tta": self.tta, "images": _names_digest(cache, names)})
+        made_from = {"weights": self.weights_digest, "tta": self.tta, "plugin": find_part("tta", self.tta).sha256}
+        made_from |= {"flip": [self.config.flip, *self.config.flip_order], "images": _names_digest(cache, names)}
+        store.begin(made_from)
         stored = set(store.names())
         missing = [name for name in names if name not in stored]
         for number, (name, maps) in enumerate(self.predict(cache, missing, batch_size, num_workers), 1):
@@ -116,26 +101,25 @@ class Example:
 
 
 def predict_masks(
-    checkpoint: str | Path,
+    model: PaddedModel,
     cache: Cache,
     names: list[str],
     threshold: float,
-    device: torch.device,
-    batch_size: int = 1,
+    device: torch.device | str = "cpu",
     upsample: str = "probabilities",
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each image's name and full-size RLE per class from one fold model, the way its validation made them."""
-    model, config = load_checkpoint(checkpoint, device)
-    for batch in plain_loader(cache, names, batch_size):
+    """Each image's name and full-size RLE per class from one network, the way its validation made them."""
+    model.to(device).eval()
+    for batch in plain_loader(cache, names, batch_size=1):
         with torch.inference_mode():
-            logits = model(normalise(batch["image"].to(device), config.mean, config.std))
-        scores, limit = to_scores(logits, threshold, upsample)
-        for index, maps in zip(batch["index"].tolist(), scores, strict=True):
-            yield names[index], upsampling.encode_masks(maps, cache.read(names[index]).size, limit)
+            logits = model(normalise(batch["image"].to(device), model.mean, model.std))
+        scores, limit = upsampling.to_scores(logits, threshold, upsample)
+        name = names[batch["index"].item()]
+        yield name, upsampling.encode_masks(scores[0], cache.read(name).size, limit)
 
 
 def worst_images(
-    checkpoint: str | Path,
+    model: PaddedModel,
     cache: Cache,
     val_dice: pd.DataFrame,
     threshold: float,
@@ -144,14 +128,9 @@ def worst_images(
 ) -> Iterator[Example]:
     """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at."""
     worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
-    for name, masks in predict_masks(checkpoint, cache, worst, threshold, torch.device("cpu"), upsample=upsample):
+    for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample):
         entry = cache.read(name)
         yield Example(name, entry.image, entry.size, entry.truth, masks)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names_digest(cache: Cache, names: list[str]) -> str:

@@ -1,1 +1,1 @@
-"""Exact masks: RLE, polygons drawn as the competition draws them, soft labels, exact upsampling, Dice."""
+"""Masks: RLE, polygons drawn as the competition draws them, soft labels, exact upsampling, Dice."""

@@ -1,11 +1,11 @@
-"""Polygons to masks exactly as the competition draws them, and masks to labels at network resolution."""
+"""Polygons to masks exactly as the competition draws them, and masks to labels at the network's resolution."""
 
 import cv2
 import numpy as np
 
 
 def draw(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each on whole-pixel points, as the baseline does."""
+    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each, int32 (n, 2) x-y points, as the baseline does."""
     mask = np.zeros(size, np.uint8)
     for points in polygons:
         cv2.fillPoly(mask, [points], 1)
@@ -37,8 +37,8 @@ def coverage(
     """The fraction of every cell of `grid` (h, w) that a mask covers, within its region.
 
     `mask` bool (height, width) lies at `corner` (top, left) of a `size` (H, W) image. Returns uint8 coverage
-    (255 = the whole cell) and its corner in the grid. Half-pixel exact at any scale, down or up: cell borders are
-    where the image's borders say, not rounded to pixels, so nothing shifts (nearest-neighbour shifts half a step).
+    (255 = the whole cell) and its corner in the grid. Exact at any scale, smaller or larger: the image is divided into
+    equal cells, whose borders are not rounded to pixels, so nothing shifts (nearest-neighbour shifts half a cell).
     """
     if mask.size == 0:
         return np.zeros((0, 0), np.uint8), (0, 0)
@@ -61,7 +61,7 @@ def coverage(
 def _whole_pixels(
     mask: np.ndarray, corner: tuple[int, int], step: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """`coverage` where a cell is `step` whole pixels: the same values in a third of the time."""
+    """`coverage` where a cell has `step` (rows, columns) whole pixels: the same values in a third of the time."""
     first = [start // n for start, n in zip(corner, step, strict=True)]
     inside = [start - place * n for start, place, n in zip(corner, first, step, strict=True)]
     cells = [-(-(start + pixels) // n) for start, pixels, n in zip(inside, mask.shape, step, strict=True)]
@@ -71,13 +71,9 @@ def _whole_pixels(
     return cv2.resize(padded, (cells[1], cells[0]), interpolation=cv2.INTER_AREA), (first[0], first[1])
 
 
-def _edge_table() -> np.ndarray:
-    covered = np.arange(256) / 255
-    outer, inner = 1 - 0.5 / (0.5 + covered), 0.5 / (1.5 - covered)
-    return np.rint(np.where(covered < 0.5, outer, inner) * 255).astype(np.uint8)
-
-
-EDGE = _edge_table()
+_COVERED = np.arange(256) / 255
+EDGE = np.where(_COVERED < 0.5, 1 - 0.5 / (0.5 + _COVERED), 0.5 / (1.5 - _COVERED))
+EDGE = np.rint(EDGE * 255).astype(np.uint8)
 """Coverage (0 to 255) to the label whose bilinear upsampling crosses one half where the edge is.
 
 Take a straight edge that covers the fraction f of a cell, between a full cell (1) and an empty one (0). Measured from
@@ -90,7 +86,7 @@ itself puts the edge up to a twelfth of a cell too far out or in.
 def soft_label(
     mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The label a network is trained on: `coverage`, corrected by EDGE so that full-size outlines come back.
+    """The label a network is trained on: `coverage`, corrected by EDGE so that upsampling restores the outlines.
 
     Same arguments and result as `coverage`.
     """
@@ -104,21 +100,22 @@ def nearest(
     """The baseline's label: `cv2.INTER_NEAREST` of the whole mask, as `A.Resize` does it, within its region.
 
     Same arguments and result as `coverage`, values 0 and 255. Cell i takes pixel ⌊i · size / cells⌋, its upper left
-    one, so labels move by half a source step. Only the official baseline uses it.
+    one, so labels move by half a cell. Only the official baseline uses it.
     """
-    # the reciprocal of a reciprocal, because OpenCV rounds so
-    pixels = [
-        (np.arange(n) * (1 / (n / full))).astype(int) - start for n, full, start in zip(grid, size, corner, strict=True)
-    ]
-    cells = [np.flatnonzero((p >= 0) & (p < length)) for p, length in zip(pixels, mask.shape, strict=True)]
-    if not (len(cells[0]) and len(cells[1])):
-        return np.zeros((0, 0), np.uint8), (0, 0)
-    picked = mask[np.ix_(pixels[0][cells[0]], pixels[1][cells[1]])]
-    return picked.astype(np.uint8) * 255, (int(cells[0][0]), int(cells[1][0]))
+    picked, corners = mask.view(np.uint8) * np.uint8(255), []
+    for start, pixels, full, cells in zip(corner, mask.shape, size, grid, strict=True):
+        # the reciprocal of a reciprocal, because OpenCV rounds in this way
+        source = (np.arange(cells) * (1 / (cells / full))).astype(int) - start
+        inside = np.flatnonzero((source >= 0) & (source < pixels))
+        if not inside.size:
+            return np.zeros((0, 0), np.uint8), (0, 0)
+        picked = picked[source[inside]].T
+        corners.append(int(inside[0]))
+    return picked, (corners[0], corners[1])
 
 
 def shrink(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """An image (H, W[, channels]) at `grid` (h, w): area average along an axis that shrinks, linear where it grows."""
+    """An image (H, W[, channels]), uint8, at `grid` (h, w): area average where an axis shrinks, else linear."""
     height, width = image.shape[:2]
     for shape in ((min(grid[0], height), min(grid[1], width)), grid):
         if image.shape[:2] != shape:

@@ -1,8 +1,9 @@
-"""Masks as run-length strings, and their algebra on intervals instead of pixels.
+"""Masks as run-length strings (RLE): read, write, compare and vote on them as intervals, without pixels.
 
 The competition's RLE walks the mask row by row and writes "start length start length …", the first pixel being 1.
 An empty mask is "", an empty field in a CSV, which pandas reads back as NaN; NaN and None are accepted as empty too.
-Inside, a mask is two int64 arrays (starts, ends): 0-based, half-open, sorted, disjoint intervals of the flat image.
+Inside, a mask is two int64 arrays (starts, ends): sorted, disjoint intervals of the flattened image, counted from 0,
+each end exclusive.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from itertools import chain, pairwise
 
 import numpy as np
 
+from utils.masks import digits
+
 Runs = tuple[np.ndarray, np.ndarray]
 """(starts, ends) of a mask's intervals."""
 
@@ -18,47 +21,52 @@ LARGEST = 2**40
 """No pixel number is larger, so that a whole submission fits on one int64 axis, image after image."""
 
 ROWS_AT_A_TIME = 256
-"""Masks of each column that are voted on together; bounds the memory."""
+"""Masks of each column that are voted on together; this limits the memory."""
 
 THREADS = 2
-"""Threads that vote side by side."""
+"""Threads that count votes at the same time."""
 
 
 def parse(rle: str | float | None) -> Runs:
     """The intervals (starts, ends), int64, of one RLE string; runs that touch are merged.
 
-    Raises ValueError saying what is wrong: text that is no whole number, an odd count of numbers, a start or length
-    below 1, runs that are unsorted or overlap.
+    Raises ValueError with the text of `problem`.
     """
-    if _is_empty(rle):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+    starts, ends, _, wrong = parse_column([rle])
+    if wrong:
+        raise ValueError(problem(rle))
+    return starts, ends
+
+
+def problem(rle: object) -> str:
+    """What is wrong with a string that `parse_column` refuses, in words.
+
+    That is one of: no text, text that is no whole number, an odd count of numbers, a start or length below 1 or above
+    2⁴⁰, runs that are unsorted or overlap.
+    """
     if not isinstance(rle, str):
-        raise ValueError(f"an RLE is text such as '12 3 40 5', found {type(rle).__name__} {rle!r}")
+        return f"an RLE is text such as '12 3 40 5', found {type(rle).__name__} {rle!r}"
     if rle.encode().translate(None, b"0123456789 "):
         word = next(w for w in rle.split(" ") if w and not (w.isascii() and w.isdigit()))
-        raise ValueError(f"{word[:40]!r} is not a positive whole number; an RLE reads 'start length start length …'")
-    numbers, _ = _numbers(rle.encode())
+        return f"{word[:40]!r} is not a positive whole number; an RLE reads 'start length start length …'"
+    numbers, _ = digits.read(rle.encode())
     if len(numbers) % 2:
-        raise ValueError(f"{len(numbers)} numbers; an RLE holds pairs of start and length, so their count is even")
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    for name, values in (("start", numbers[::2]), ("length", lengths)):
+        return f"{len(numbers)} numbers; an RLE holds pairs of start and length, so their count is even"
+    starts, lengths = numbers[::2], numbers[1::2]
+    for name, values in (("start", starts), ("length", lengths)):
         wrong = np.flatnonzero((values < 1) | (values > LARGEST))
         if wrong.size:
-            raise ValueError(f"run {wrong[0] + 1} has {name} {values[wrong[0]]}; starts and lengths are 1 … 2⁴⁰")
-    ends = starts + lengths
-    wrong = np.flatnonzero(starts[1:] < ends[:-1])
-    if wrong.size:
-        i = wrong[0]
-        how = "overlaps" if starts[i + 1] >= starts[i] else "comes before"
-        raise ValueError(f"run {i + 2} (start {starts[i + 1] + 1}) {how} run {i + 1} (start {starts[i] + 1})")
-    return merge(starts, ends)
+            return f"run {wrong[0] + 1} has {name} {values[wrong[0]]}; starts and lengths are 1 … 2⁴⁰"
+    i = int(np.argmax(starts[1:] < (starts + lengths)[:-1]))
+    how = "overlaps" if starts[i + 1] >= starts[i] else "comes before"
+    return f"run {i + 2} (start {starts[i + 1]}) {how} run {i + 1} (start {starts[i]})"
 
 
 def parse_column(rles: Sequence[str | float | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """The intervals of many masks at once: (starts, ends, row, wrong).
 
     `row` (int64) says to which of the masks each interval belongs and rises; `wrong` lists the masks that `parse`
-    would refuse, whose intervals are left out. A column of 8,352 masks takes about a tenth of a second.
+    would refuse; their intervals are left out. A column of 8,352 masks takes about a tenth of a second.
     """
     texts = [rle if isinstance(rle, str) else "" if _is_empty(rle) else "x" for rle in rles]
     joined = " ".join(texts).encode()
@@ -69,7 +77,7 @@ def parse_column(rles: Sequence[str | float | None]) -> tuple[np.ndarray, np.nda
         for i in wrong:
             texts[i] = ""
         joined = " ".join(texts).encode()
-    numbers, ends = _numbers(joined)
+    numbers, ends = digits.read(joined)
     last = np.cumsum([0, *(len(text) + 1 for text in texts)])[1:] - 1
     counts = np.diff(np.searchsorted(ends, last, side="right"), prepend=0)
     odd = counts % 2 == 1
@@ -97,20 +105,9 @@ def to_string(starts: np.ndarray, ends: np.ndarray) -> str:
     return to_strings([(starts, ends)])[0]
 
 
-def _quads(form: str, count: int) -> np.ndarray:
-    return np.frombuffer("".join(form.format(i) for i in range(count)).encode(), np.uint32)
-
-
-FOUR_DIGITS, LAST_DIGITS = _quads("{:04}", 10_000), _quads("{:03} ", 1_000)
-"""Four characters each: the numbers 0 to 9999, and the last three digits of a number with a blank behind."""
-
-
 def to_strings(masks: Sequence[Runs]) -> list[str]:
-    """`to_string` of many masks at once, several times faster than joining str() of the numbers.
-
-    Every number is written with leading zeros, four digits at a time from a table; then the zeros are dropped.
-    """
-    counts = [0, *(2 * len(starts) for starts, _ in masks)]
+    """`to_string` of many masks at once."""
+    counts = [2 * len(starts) for starts, _ in masks]
     numbers = np.empty(sum(counts), np.int64)
     if not numbers.size:
         return [""] * len(masks)
@@ -120,81 +117,86 @@ def to_strings(masks: Sequence[Runs]) -> list[str]:
     numbers[1::2] = np.concatenate([ends for _, ends in masks])
     numbers[1::2] -= numbers[::2]
     numbers[::2] += 1
-    width = -(-(len(str(numbers.max())) + 1) // 4)
-    digits = np.ones(len(numbers), np.uint8)
-    for power in range(1, 4 * width):
-        digits += numbers >= 10**power
-    padded = np.empty((len(numbers), width), np.uint32)
-    rest, padded[:, -1] = numbers // 1000, LAST_DIGITS[numbers % 1000]
-    for column in range(width - 2, -1, -1):
-        rest, padded[:, column] = rest // 10_000, FOUR_DIGITS[rest % 10_000]
-    significant = np.arange(4 * width - 1, -1, -1, dtype=np.uint8) <= digits[:, None]
-    text = padded.view(np.uint8)[significant].tobytes().decode("ascii")
-    places = np.concatenate([[0], np.cumsum(digits + np.int64(1))])[np.cumsum(counts)].tolist()
-    return [text[i : max(i, j - 1)] for i, j in pairwise(places)]
+    return digits.write(numbers, counts)
 
 
 def encode(mask: np.ndarray) -> str:
-    """The RLE string of a bool (H, W) mask. Raises ValueError for another dtype or shape."""
+    """The RLE string of a mask, "" for an empty one.
+
+    Args:
+        mask: bool (H, W), True inside the mask.
+
+    Returns:
+        "start length start length …", row by row, the first pixel being 1; the same text as the official baseline's.
+
+    Raises:
+        ValueError: for another dtype or another number of dimensions.
+    """
     check_mask(mask)
     rows = np.flatnonzero(mask.any(axis=1))
     if not rows.size:
         return ""
     top, bottom = rows[0], rows[-1] + 1
     flat = mask[top:bottom].ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0] if flat[0] else [], edges, [flat.size] if flat[-1] else []]).astype(np.int64)
-    edges += top * mask.shape[1]
+    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False)) + top * mask.shape[1]
     return to_string(edges[::2], edges[1::2])
 
 
 def decode(rle: str | float | None, size: tuple[int, int]) -> np.ndarray:
-    """The bool (H, W) mask of an RLE string. Raises ValueError where `parse` does, or for runs past the image's end."""
-    height, width = size
+    """The bool mask of shape `size` (H, W). Raises ValueError for malformed text or runs past the last pixel."""
     starts, ends = parse(rle)
+    height, width = size
     if ends.size and ends[-1] > height * width:
         raise ValueError(
             f"the last run ends at pixel {ends[-1]}, past the end of an image of {height} rows × {width} columns "
             f"({height * width} pixels); was the mask made for another image size?"
         )
-    mask = np.zeros(height * width, dtype=bool)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        mask[start:end] = True
-    return mask.reshape(height, width)
+    return _fill(starts, ends, size)
+
+
+def mask_region(rle: str | float | None, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask within its bounding box only: bool (height, width), and the box's corner (top, left) in the image.
+
+    `size` is the image's (H, W). An empty mask gives shape (0, 0). Raises ValueError for malformed text.
+    """
+    starts, ends = parse(rle)
+    if not starts.size:
+        return np.zeros((0, 0), bool), (0, 0)
+    width = size[1]
+    top, bottom = int(starts[0] // width), int((ends[-1] - 1) // width) + 1
+    rows = _fill(starts - top * width, ends - top * width, (bottom - top, width))
+    columns = np.flatnonzero(rows.any(axis=0))
+    left = int(columns[0])
+    return rows[:, left : int(columns[-1]) + 1], (top, left)
 
 
 def area(rle: str | float | None) -> int:
-    """Number of pixels set."""
+    """Number of pixels set. Raises ValueError for malformed text."""
     starts, ends = parse(rle)
     return int((ends - starts).sum())
 
 
-def intersection_area(rle_a: str | float | None, rle_b: str | float | None) -> int:
-    """Number of pixels set in both masks."""
-    return int(overlap(parse(rle_a), parse(rle_b)).sum())
-
-
-def dice(rle_a: str | float | None, rle_b: str | float | None) -> float:
-    """The competition's Dice of two masks, (2·|A∩B| + 1e-4) / (|A| + |B| + 1e-4): 0 to 1; 1 where both are empty."""
+def difference(rle_a: str | float | None, rle_b: str | float | None) -> str:
+    """The RLE string of the pixels that are set in the first mask and not in the second."""
     a, b = parse(rle_a), parse(rle_b)
-    return float(dice_of_areas(overlap(a, b).sum(), (a[1] - a[0]).sum(), (b[1] - b[0]).sum()))
+    starts, ends = np.append(0, b[1]), np.append(b[0], LARGEST)  # what lies outside the second mask
+    keep = starts < ends
+    return to_string(*majority([a[0], starts[keep]], [a[1], ends[keep]], 2))
 
 
 def dice_of_areas(intersection: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
-    """The competition's Dice from areas in pixels (any shape)."""
+    """The competition's Dice, (2·|A∩B| + 1e-4) / (|A| + |B| + 1e-4), from areas in pixels (any shape).
+
+    Between 0 and 1; 1 where both masks are empty.
+    """
     return (2 * intersection + 1e-4) / (area_a + area_b + 1e-4)
 
 
-def vote(rles: Sequence[str | float | None], min_votes: int) -> str:
-    """The RLE string of the pixels that are set in at least `min_votes` (1 … number of masks) of the masks."""
-    if not 1 <= min_votes <= len(rles):
-        raise ValueError(f"min_votes is {min_votes}; expected 1 to {len(rles)}, the number of masks")
-    parsed = [parse(rle) for rle in rles]
-    return to_string(*majority([p[0] for p in parsed], [p[1] for p in parsed], min_votes))
-
-
 def dice_column(rles_a: Sequence[str | float | None], rles_b: Sequence[str | float | None]) -> np.ndarray:
-    """`dice` of many pairs at once, float64 (pairs,). Raises ValueError as `parse` does, with the mask's number."""
+    """The Dice (`dice_of_areas`) of many pairs of masks at once, float64 (pairs,).
+
+    Raises ValueError for the first malformed mask, with its number, counted from 0.
+    """
     a, b = _parse_rows(rles_a), _parse_rows(rles_b)
     stride = 1 + max((int(ends.max()) for _, ends, _ in (a, b) if ends.size), default=0)
     (starts_a, ends_a, row_a), (starts_b, ends_b, row_b) = a, b
@@ -206,7 +208,11 @@ def dice_column(rles_a: Sequence[str | float | None], rles_b: Sequence[str | flo
 
 
 def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
-    """`vote` of many masks at once: several columns of masks, one RLE string for each position in them."""
+    """Vote on many masks at once: for each position, the pixels that at least `min_votes` of the columns set.
+
+    `columns` are lists of RLE strings, all of one length; the result is one RLE string for each position. Raises
+    ValueError for a malformed mask, with its number in its column, counted from 0.
+    """
 
     def chunk(first: int) -> list[str]:
         parsed = [_parse_rows(column[first : first + ROWS_AT_A_TIME], first) for column in columns]
@@ -238,7 +244,7 @@ def overlap(a: Runs, b: Runs) -> np.ndarray:
 
 def majority(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], min_votes: int) -> Runs:
     """The intervals covered by at least `min_votes` masks, given each mask's starts and ends."""
-    # one key an edge: twice its position, plus 1 where a run begins; at one position, ends sort before beginnings
+    # one key per edge: twice its position, plus 1 where a run begins; at one position, ends sort before beginnings
     edges = np.concatenate([*(2 * s + 1 for s in starts), *(2 * e for e in ends)])
     edges.sort(kind="stable")  # merges what is sorted already, ten times faster than the default
     inside = np.cumsum((edges & 1) * 2 - 1) >= min_votes
@@ -262,43 +268,21 @@ def check_mask(mask: np.ndarray) -> None:
         raise ValueError(f"expected a bool (H, W) array, found {found}; threshold scores first (scores > 0.5)")
 
 
+def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bool (H, W) with the intervals set."""
+    mask = np.zeros(size[0] * size[1], dtype=bool)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        mask[start:end] = True
+    return mask.reshape(size)
+
+
 def _parse_rows(rles: Sequence[str | float | None], first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`parse_column`, refusing wrong masks, which are counted from `first` in the message."""
     starts, ends, row, wrong = parse_column(rles)
     if wrong:
-        try:
-            parse(rles[wrong[0]])
-        except ValueError as error:
-            raise ValueError(f"mask {first + wrong[0]}: {error}") from None
+        raise ValueError(f"mask {first + wrong[0]}: {problem(rles[wrong[0]])}")
     return starts, ends, row
 
 
 def _is_empty(rle: object) -> bool:
     return rle is None or (isinstance(rle, float) and np.isnan(rle)) or (isinstance(rle, str) and not rle.strip(" "))
-
-
-def _numbers(text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The whole numbers, int64, in a text of digits and blanks, and the position behind the last digit of each.
-
-    Up to eight digits are read as one little-endian word: what stands before the number is shifted out, then
-    neighbours are joined to pairs, fours and the number, each time first · 10ᵏ + second (the first is in the lower
-    bits). Twice as fast as NumPy's reader, which is left for longer numbers.
-    """
-    padded = b" " * 8 + text + b" "
-    blanks = np.flatnonzero(np.frombuffer(padded, np.uint8) == ord(" "))[7:]
-    lengths = np.diff(blanks) - 1
-    ends = blanks[1:]
-    if not lengths.all():  # doubled blanks
-        ends, lengths = ends[lengths > 0], lengths[lengths > 0]
-    if lengths.max(initial=0) > 8:
-        return np.fromstring(text, dtype=np.int64, sep=" "), ends - 8
-    words = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))[ends - 8]
-    before = (64 - 8 * lengths).astype(np.uint64)
-    words >>= before
-    words <<= before
-    words &= np.uint64(0x0F0F0F0F0F0F0F0F)
-    for factor, bits, kept in ((10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10_000, 32, 0xFFFFFFFF)):
-        second = words >> np.uint64(bits)
-        words *= np.uint64(factor)
-        words += second
-        words &= np.uint64(kept)
-    return words.view(np.int64), ends - 8

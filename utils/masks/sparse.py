@@ -9,8 +9,9 @@ import numpy as np
 class SparseMaps:
     """Maps of all classes on one grid, uint8 or uint16, each class only inside its bounding box.
 
-    grid: (h, w) of the whole map. boxes: int32 (classes, 4), rows of top, left, height, width; 0, 0, 0, 0 for a class
-    that is zero everywhere. values: the boxes' contents row by row, class after class.
+    grid: (h, w) of the whole map. boxes: int32 (classes, 4), one row per class: top, left, height, width; all 0 for a
+    class that is zero everywhere. values: 1-D, the contents of the boxes row by row, class after class.
+    Raises ValueError if boxes and values do not fit together.
     """
 
     grid: tuple[int, int]
@@ -18,7 +19,7 @@ class SparseMaps:
     values: np.ndarray
 
     def __post_init__(self) -> None:
-        """Refuse contents that do not fit their boxes, as a damaged file would give."""
+        """Refuse values that do not fit the boxes, as from a damaged file."""
         sizes = self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3]
         if sizes.sum() != self.values.size:
             raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")
@@ -33,26 +34,22 @@ class SparseMaps:
 
     @classmethod
     def from_dense(cls, maps: np.ndarray, floor: int = 0) -> "SparseMaps":
-        """From (classes, h, w); each box is the smallest with all values above `floor`. Outside, they are lost."""
-        above = maps > floor
-        rows, columns = above.any(axis=2), above.any(axis=1)
+        """From (classes, h, w); each box is the smallest with all values above `floor`; values outside are lost."""
         patches = []
-        for number, plane in enumerate(maps):
-            if not rows[number].any():
-                patches.append((plane[:0, :0], (0, 0)))
-                continue
-            top, bottom = _ends(rows[number])
-            left, right = _ends(columns[number])
-            patches.append((plane[top:bottom, left:right], (top, left)))
+        for plane in maps:
+            above = plane > floor
+            ys, xs = np.flatnonzero(above.any(1)), np.flatnonzero(above.any(0))
+            top, left = (int(ys[0]), int(xs[0])) if ys.size else (0, 0)
+            patches.append((plane[top : ys[-1] + 1, left : xs[-1] + 1] if ys.size else plane[:0, :0], (top, left)))
         return cls.from_patches(maps.shape[1:], patches)
 
     def patches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
         """One (view (height, width), corner (top, left)) per class."""
         ends = np.cumsum(self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3])
-        found = []
-        for (top, left, height, width), end in zip(self.boxes.tolist(), ends.tolist(), strict=True):
-            found.append((self.values[end - height * width : end].reshape(height, width), (top, left)))
-        return found
+        return [
+            (self.values[end - height * width : end].reshape(height, width), (top, left))
+            for (top, left, height, width), end in zip(self.boxes.tolist(), ends.tolist(), strict=True)
+        ]
 
     def dense(self) -> np.ndarray:
         """The whole maps, (classes, h, w)."""
@@ -62,14 +59,10 @@ class SparseMaps:
         return maps
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file needs to hold, for `np.savez`; `SparseMaps.from_arrays` reads it back."""
+        """The arrays that `np.savez` writes to a file; `from_arrays` restores the maps from them."""
         return {"grid": np.array(self.grid, np.int32), "boxes": self.boxes, "values": self.values}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "SparseMaps":
         """The inverse of `arrays`."""
         return cls(tuple(arrays["grid"].tolist()), arrays["boxes"], arrays["values"])
-
-
-def _ends(flags: np.ndarray) -> tuple[int, int]:
-    return int(flags.argmax()), len(flags) - int(flags[::-1].argmax())

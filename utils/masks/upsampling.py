@@ -1,11 +1,11 @@
-"""Low-resolution scores to full-size masks, region by region, with the pixels of bilinear upsampling of the whole map.
+"""Low-resolution scores to full-size masks, with the same pixels as bilinear upsampling of the whole map gives.
 
-A bilinear pixel lies between its four neighbours, so only the part of the image near scores above the threshold is
-ever computed: 29 bones cover a few per cent of a radiograph. Source indices, weights and the order of operations are
-those of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on contiguous float32 CPU tensors
-(half-pixel centres, no antialiasing; ATen's UpSample.h and UpSampleKernel.cpp): first along the row, then down the
-column, each as `first·w0 + second·w1` by `addcmul`, which rounds once wherever the same compiler lets the original
-round once. Sizes are (height, width), corners (top, left), boxes (top, left, bottom, right), the last two exclusive.
+An upsampled score lies between those of its four neighbours, so only the parts of the image near scores above the
+threshold are computed: 29 bones cover a few per cent of a radiograph. Source indices, weights and the order of
+operations are those of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on contiguous float32
+CPU tensors (half-pixel centres, no antialiasing; ATen's UpSample.h and UpSampleKernel.cpp): first along the row, then
+down the column, each as `first·w0 + second·w1` by `addcmul`, which rounds once where torch's own upsampling rounds
+once. Sizes are (height, width), corners (top, left), boxes (top, left, bottom, right), the last two exclusive.
 """
 
 import math
@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 
 
 class Axis(NamedTuple):
-    """For each full-size position: its two neighbours in the low-resolution map and their weights."""
+    """For each full-size position: the indices of its two neighbours in the low-resolution map, and their weights."""
 
     first: np.ndarray  # int64
     second: np.ndarray
@@ -35,8 +35,11 @@ class Axis(NamedTuple):
 
 
 def to_scores(logits: torch.Tensor, threshold: float, upsample: str) -> tuple[np.ndarray, float]:
-    """What is brought to full size, float32 on the CPU, and the limit above which it counts: probabilities and the
-    threshold, or ("logits", the official baseline's way) the logits and the threshold's logit."""
+    """The scores that are upsampled, float32 on the CPU, and the limit above which a pixel is in the mask.
+
+    These are probabilities and `threshold` (0 to 1), or with `upsample` "logits", as the official baseline does it, the
+    logits and the threshold's logit. The shape is that of `logits`.
+    """
     if upsample == "logits":
         return logits.float().cpu().numpy(), math.log(threshold / (1 - threshold))
     return logits.float().sigmoid().cpu().numpy(), threshold
@@ -48,11 +51,11 @@ def encode_masks(
     """The RLE string of `bilinear_upsample(scores, size) > threshold` for each class.
 
     `scores`: float32 (C, h, w), logits or probabilities; `size`: the image's (H, W), larger or smaller; `threshold`:
-    one number, or one a class. Raises ValueError for NaN (naming the classes), another dtype or shape.
+    one number, or one per class. Raises ValueError for NaN (naming the classes), another dtype or shape.
 
     Pixels equal torch's except where the upsampled score lies within 1e-5 · max|score| of the threshold. On x86 CPUs
-    with AVX2 none of the 66 million pixels of noise that `tests/test_fullres.py` counts differs; without fused
-    multiply and add, 1 in 33 million did. (Up to H + W = 128, torch takes another route, with other last bits.)
+    with AVX2 none of the 66 million pixels of noise that `tests/test_upsampling.py` counts differs; without fused
+    multiply and add, 1 in 33 million did. (Up to H + W = 128, torch computes differently and its last bits differ.)
     """
     return rle.to_strings(mask_runs(scores, size, threshold))
 
@@ -66,8 +69,8 @@ def mask_runs(
         raise ValueError(f"scores: expected float32 (C, h, w), found {scores.dtype} {scores.shape}")
     thresholds = np.asarray(threshold, dtype=np.float32)
     if thresholds.shape not in ((), scores.shape[:1]) or np.isnan(thresholds).any():
-        raise ValueError(f"threshold: expected a number or {len(scores)} of them, one a class, found {threshold!r}")
-    # (C, h), NaN wherever a row holds one; torch takes a fifth of NumPy's time
+        raise ValueError(f"threshold: expected a number or {len(scores)} of them, one per class, found {threshold!r}")
+    # (C, h), NaN for every row that holds one; torch takes a fifth of NumPy's time
     peaks = torch.from_numpy(np.require(scores, requirements=["C", "W"])).amax(2).numpy()
     bad = np.flatnonzero(np.isnan(peaks).any(axis=1))
     if bad.size:
@@ -84,7 +87,7 @@ def upsample_region(
     """Pixels of `box` in the bilinear upsampling of a `grid` map to `size`: float32 (bottom - top, right - left).
 
     The map holds `patch`, float32 (ph, pw), with its first pixel at `corner`, and zeros elsewhere. Raises ValueError
-    where the patch does not fit the grid or the box the image.
+    if the patch does not fit into the grid, or the box into the image.
     """
     _check_fits("patch", (*corner, corner[0] + patch.shape[0], corner[1] + patch.shape[1]), grid)
     _check_fits("box", box, size)
@@ -113,7 +116,10 @@ def reach(corner: tuple[int, int], shape: tuple[int, int], grid: tuple[int, int]
 
 
 def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> rle.Runs:
-    """Intervals of a full-size mask that equals the bool (bh, bw) `mask` at `corner` and is False elsewhere."""
+    """Intervals of a full-size mask that equals the bool (bh, bw) `mask` at `corner` and is False elsewhere.
+
+    Raises ValueError if `mask` is no bool mask or does not fit into the image's `size`.
+    """
     rle.check_mask(mask)
     _check_fits("mask", (*corner, corner[0] + mask.shape[0], corner[1] + mask.shape[1]), size)
     return rle.merge(*_region_runs(mask, corner, size[1]))
@@ -140,7 +146,7 @@ def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, si
 
 
 def _hot_box(scores: np.ndarray, y: int, y_end: int, threshold: np.float32, size: tuple[int, int]) -> Box:
-    """What the scores above the threshold in rows y … y_end reach at full size."""
+    """The box of full-size pixels that the scores above the threshold in rows y … y_end reach."""
     columns = np.flatnonzero(scores[y:y_end].max(axis=0) > threshold)
     if not columns.size:
         return 0, 0, 0, 0
@@ -148,7 +154,7 @@ def _hot_box(scores: np.ndarray, y: int, y_end: int, threshold: np.float32, size
 
 
 def _region_runs(mask: np.ndarray, corner: tuple[int, int], width: int) -> rle.Runs:
-    """Intervals, in an image `width` wide, of a mask (bh, bw) at `corner`; one a row at least, so some may touch."""
+    """Intervals, in an image `width` wide, of a mask (bh, bw) at `corner`; from row to row they may touch."""
     rows, columns = mask.shape
     flat = np.zeros(1 + rows * (columns + 1), dtype=bool)  # False before the first pixel and after each row
     flat[1:].reshape(rows, columns + 1)[:, :columns] = mask
@@ -184,7 +190,7 @@ def _window(patch: np.ndarray, corner: tuple[int, int], rows_columns: Box) -> np
 
 
 def _bands(box: Box) -> list[tuple[int, int]]:
-    """The rows of a box in portions of about BAND_PIXELS; none for an empty box."""
+    """The rows (begin, end) of a box in bands of about BAND_PIXELS; none for an empty box."""
     top, left, bottom, right = box
     if left >= right:
         return []
@@ -193,7 +199,7 @@ def _bands(box: Box) -> list[tuple[int, int]]:
 
 
 def _span(axis: Axis) -> tuple[int, int]:
-    """Begin and end of the low-resolution samples that an axis refers to."""
+    """Begin and end (exclusive) of the low-resolution indices that an axis refers to."""
     return int(axis.first[0]), int(axis.second[-1]) + 1
 
 

@@ -1,10 +1,13 @@
-"""What every model shares: any input size, logits out, and errors that name what would work."""
+"""What all models share: the wrapper that accepts every image size, the error, and the bias they start with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from utils.errors import unknown
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and labels, float (N, classes, H, W), to a scalar."""
@@ -14,12 +17,27 @@ class ModelError(ValueError):
     """An architecture, encoder, option or weight file that can't be used; the message says what can."""
 
 
+def check_options(name: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ModelError for the first of `options` that is not among those `known` to architecture `name`."""
+    known = list(known)
+    for option in options:
+        if option not in known:
+            raise ModelError(unknown(f"option of {name}", option, known))
+
+
 class PaddedModel(nn.Module):
-    """Runs `network` at any input size: pads right and below to a multiple of `multiple`, crops the logits back.
+    """Runs `network` at any image size: pads right and below to a multiple of `multiple`, crops the logits back.
 
     Forward: float (N, 3, H, W) to logits (N, classes, H, W), in training too. A network with auxiliary outputs or a
-    loss of its own has a method `training_loss(image, label, loss)`; everything else trains on its logits.
+    loss of its own has a method `training_loss(image, label, loss)`; all others are trained on their logits.
+
+    mean, std: of the normalisation that the network expects, one number per channel for images from 0 to 1. They are
+    ImageNet's unless encoder weights that need others were loaded. made_from: the arguments of `build_model`.
     """
+
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    made_from: dict[str, Any]
 
     def __init__(self, network: nn.Module, multiple: int):
         super().__init__()
@@ -45,8 +63,9 @@ class PaddedModel(nn.Module):
 def start_from_prior(model: nn.Module, prior: torch.Tensor) -> None:
     """Set the bias of the model's last layer so that it first predicts `prior` (classes,), the share of pixels.
 
-    A bone covers half a per cent of an image; from a bias of 0, a short training spends most of its steps on unlearning
-    bone everywhere (Lin et al. 2017, section 3.3). Does nothing where no layer with a bias has `classes` outputs.
+    A bone covers about half a per cent of an image. With a bias of 0 the network first predicts bone at half of all
+    pixels, and a short training spends most of its steps on correcting that (Lin et al. 2017, section 3.3). Nothing
+    happens if no convolution with a bias has `classes` outputs.
     """
     layers = [
         m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == len(prior) and m.bias is not None

@@ -1,14 +1,15 @@
-"""Class activation maps: a classifier that has seen only which bones a crop holds, asked where it saw them."""
+"""Class activation maps: segmentation from a classifier that was trained without outlines."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models import smp
 from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import upsample_to
+from utils.registry import register_model
 
-NETWORKS = ("cam",)
 DEFAULT_ENCODER = "resnet18"
 VISIBLE = 0.25
 """A crop holds a bone if at least this share of the bone's area lies in it."""
@@ -17,27 +18,27 @@ SHARPNESS = 10.0
 
 
 class CAM(nn.Module):
-    """CAM (Zhou et al. 2016, "Learning Deep Features for Discriminative Localization"): outlines without outlines.
+    """CAM (Zhou et al. 2016, "Learning Deep Features for Discriminative Localization").
 
     An encoder, a 3 × 3 convolution and global average pooling feed one linear classifier; because both are linear, the
     classifier applied at every pixel says where its score comes from (section 2). As in the paper the encoder keeps a
     finer map, here an eighth of the image's size, by dilation. The paper gives no parameter count.
 
-    Every radiograph holds all bones, so whole images teach a classifier nothing: it is trained on `crops` random crops
-    an image, whose labels are one bit a class. Small crops tell more about where: on the synthetic sample, eight crops
-    of an eighth of the side led to Dice 0.27, four of a quarter to 0.17. One crop holds several bones, so that each
-    has a sigmoid of its own in place of the paper's softmax. Logits are positive where the map exceeds
-    `cutoff` of its maximum in the image, the paper's way to a segment (section 3.2). It takes 0.2, for objects that
-    fill an image; bones are small, and 0.5 was better on the sample (Dice 0.27 against 0.22).
+    Every radiograph holds all bones, so a classifier can't learn from whole images. It is trained on `crops` random
+    crops per image; the label says for each class whether the crop holds it. Small crops locate better: on the
+    synthetic sample, eight crops of an eighth of the side led to Dice 0.27, four of a quarter to 0.17. One crop holds
+    several bones, so each class has its own sigmoid in place of the paper's softmax.
+
+    Logits are positive where the map exceeds `cutoff` of its maximum in the image, the paper's way to a segment
+    (section 3.2). The paper uses 0.2, for objects that fill an image; bones are small, and 0.5 was better on the sample
+    (Dice 0.27 against 0.22).
     """
 
     def __init__(self, encoder: nn.Module, classes: int, crop: float, crops: int, cutoff: float, width: int):
         super().__init__()
         self.encoder = encoder
         self.crop, self.crops, self.cutoff = crop, crops, cutoff
-        self.mapping = nn.Sequential(
-            nn.Conv2d(encoder.out_channels[-1], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.mapping = Conv2dNormActivation(encoder.out_channels[-1], width)
         self.classifier = nn.Conv2d(width, classes, 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(classes))  # of the classifier; a map has none
 
@@ -78,8 +79,8 @@ def random_crops(
     return torch.stack(crops), torch.stack(held).float()
 
 
+@register_model("cam", family="class activation")
 def build(
-    name: str,
     classes: int,
     encoder: str | None,
     encoder_weights: str | None,
@@ -90,8 +91,9 @@ def build(
 ) -> PaddedModel:
     """CAM on one of smp's or timm's encoders that can be dilated; weights as for smp's decoders.
 
-    crop: side of the crops as a fraction of the image's. crops: of each image in a step. cutoff: of the maximum, above
+    crop: side of the crops as a fraction of the image's. crops: per image and step. cutoff: share of the maximum above
     which a pixel belongs to the class. width: channels before the classifier (the paper has 1024 for 1000 classes).
     """
-    dilated = smp.build("deeplabv3", classes, encoder or DEFAULT_ENCODER, encoder_weights, encoder_output_stride=8)
-    return PaddedModel(CAM(dilated.network.encoder, classes, crop, crops, cutoff, width), 32)
+    model = smp.build("deeplabv3", classes, encoder or DEFAULT_ENCODER, encoder_weights, encoder_output_stride=8)
+    model.network = CAM(model.network.encoder, classes, crop, crops, cutoff, width)
+    return model

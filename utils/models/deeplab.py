@@ -1,34 +1,21 @@
-"""DeepLab v1 to v3+ (Chen et al. 2015, 2018, 2017, 2018), and torchvision's DeepLabV3.
+"""DeepLab v1, v2, v3 and v3+ as in the papers (Chen et al. 2015, 2018, 2017, 2018).
 
 segmentation-models-pytorch's `deeplabv3` and `deeplabv3plus` differ from the papers: v3 works at output stride 8,
 without multi-grid and with one more 3 × 3 convolution; v3+ has that stride's rates at 16 and refines once, not twice.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_Weights, segmentation
+from torchvision.models import get_model
+from torchvision.ops.misc import Conv2dNormActivation
 
-from utils.models.base import PaddedModel
-from utils.models.blocks import VGG16, ResNet, convolution, only_encoder, upsample_to
-from utils.models.fcn import build_torchvision
-from utils.models.weights import load_pretrained
-
-TORCHVISION = {
-    "deeplabv3_resnet50": (segmentation.deeplabv3_resnet50, segmentation.DeepLabV3_ResNet50_Weights.DEFAULT),
-    "deeplabv3_resnet101": (segmentation.deeplabv3_resnet101, segmentation.DeepLabV3_ResNet101_Weights.DEFAULT),
-}
-PRETRAINED = {
-    "vgg16": VGG16_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V2,
-    "resnet101": ResNet101_Weights.IMAGENET1K_V2,
-}
-ENCODERS = {
-    "deeplabv1": ("vgg16",),
-    "deeplabv2": ("resnet101", "vgg16"),
-    "deeplabv3_paper": ("resnet101", "resnet50"),
-    "deeplabv3plus_paper": ("resnet101", "resnet50"),
-}
-"""The encoders each paper uses, its best first; DeepLabV3+'s Xception, which torchvision lacks, is left out."""
+from utils.errors import unknown
+from utils.models.base import ModelError, PaddedModel
+from utils.models.blocks import VGG16, atrous_pyramid, upsample_to
+from utils.models.weights import load_torchvision
+from utils.registry import register_model
 
 
 class DilatedVGG16(VGG16):
@@ -40,9 +27,27 @@ class DilatedVGG16(VGG16):
             self.features[i] = nn.MaxPool2d(3, stride=2 if number < 3 else 1, padding=1)
         self.dilate_last_stage()
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """pool5 (N, 512, H/8, W/8)."""
-        return super().forward(image)[-1]
+
+class ResNet(nn.Sequential):
+    """A torchvision ResNet up to layer4, tensors named as there; forward gives the maps of layer1 and layer4.
+
+    output_stride: 16 or 8, reached by dilation in place of the last strides (Chen et al. 2017). multi_grid: dilations
+    of layer4's blocks, as multiples of that stage's own (DeepLabV3, section 3.3); () leaves torchvision's.
+    """
+
+    def __init__(self, name: str, output_stride: int, multi_grid: tuple[int, ...] = ()):
+        dilated = [False, output_stride == 8, True]
+        resnet = get_model(name, weights=None, replace_stride_with_dilation=dilated)
+        super().__init__(OrderedDict((n, m) for n, m in resnet.named_children() if n not in ("avgpool", "fc")))
+        for block, grid in zip(self.layer4, multi_grid, strict=False):
+            rate = grid * (32 // output_stride)
+            block.conv2.dilation = block.conv2.padding = (rate, rate)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 256, H/4, W/4) of layer1 and (N, 2048, H/output_stride, W/output_stride) of layer4."""
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        first = self.layer1(stem)
+        return first, self.layer4(self.layer3(self.layer2(first)))
 
 
 def large_field_of_view(classes: int, rate: int) -> nn.Sequential:
@@ -64,7 +69,7 @@ class DeepLabV1(nn.Module):
     Paper: 20.5 M parameters (table 2, 3 × 3 with rate 12; 21 classes), here 20.5 M. The CRF after it is left out.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, encoder: str):
         super().__init__()
         self.encoder = DilatedVGG16()
         self.pool = nn.AvgPool2d(3, stride=1, padding=1)
@@ -72,7 +77,7 @@ class DeepLabV1(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes, H, W); H and W multiples of 8."""
-        return upsample_to(self.head(self.pool(self.encoder(image))), image)
+        return upsample_to(self.head(self.pool(self.encoder(image)[-1])), image)
 
 
 class DeepLabV2(nn.Module):
@@ -95,33 +100,12 @@ class DeepLabV2(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes, H, W); H and W multiples of 8."""
-        maps = self.encoder(image)
-        maps = maps[-1] if isinstance(maps, tuple) else maps
+        maps = self.encoder(image)[-1]
         return upsample_to(sum(branch(maps) for branch in self.branches), image)
 
 
-class AtrousPyramid(nn.Module):
-    """ASPP with image-level features, 256 channels a branch, all batch-normalised (Chen et al. 2017, section 3.3).
-
-    1 × 1, 3 × 3 at rates 6, 12 and 18 (output stride 16), and the image's mean, joined and brought to 256 channels.
-    """
-
-    def __init__(self, inputs: int):
-        super().__init__()
-        self.branches = nn.ModuleList(
-            [convolution(inputs, 256), *(convolution(inputs, 256, 3, r) for r in (6, 12, 18))]
-        )
-        self.image = convolution(inputs, 256)
-        self.join = convolution(5 * 256, 256)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, h, w) to (N, 256, h, w)."""
-        image = self.image(maps.mean((2, 3), keepdim=True)).expand(-1, -1, *maps.shape[-2:])
-        return self.join(torch.cat([*(branch(maps) for branch in self.branches), image], 1))
-
-
 class DeepLabV3(nn.Module):
-    """DeepLabV3 (Chen et al. 2017): ResNet at output stride 16 with multi-grid (1, 2, 4), ASPP, scores brought up.
+    """DeepLabV3 (Chen et al. 2017): ResNet at output stride 16 with multi-grid (1, 2, 4), ASPP, bilinear upsampling.
 
     The paper gives no count; its layers make 58.0 M with ResNet-101 for 21 classes.
     """
@@ -129,12 +113,12 @@ class DeepLabV3(nn.Module):
     def __init__(self, classes: int, encoder: str):
         super().__init__()
         self.encoder = ResNet(encoder, 16, multi_grid=(1, 2, 4))
-        self.pyramid = AtrousPyramid(2048)
+        self.pyramid = atrous_pyramid(2048)
         self.score = nn.Conv2d(256, classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes, H, W); H and W multiples of 16."""
-        return upsample_to(self.score(self.pyramid(self.encoder(image)[1])), image)
+        return upsample_to(self.score(self.pyramid(self.encoder(image)[-1])), image)
 
 
 class DeepLabV3Plus(nn.Module):
@@ -146,9 +130,9 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, classes: int, encoder: str):
         super().__init__()
         self.encoder = ResNet(encoder, 16)
-        self.pyramid = AtrousPyramid(2048)
-        self.low = convolution(256, 48)
-        self.refine = nn.Sequential(convolution(256 + 48, 256, 3), convolution(256, 256, 3))
+        self.pyramid = atrous_pyramid(2048)
+        self.low = Conv2dNormActivation(256, 48, 1)
+        self.refine = nn.Sequential(Conv2dNormActivation(256 + 48, 256), Conv2dNormActivation(256, 256))
         self.score = nn.Conv2d(256, classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -158,25 +142,23 @@ class DeepLabV3Plus(nn.Module):
         return upsample_to(self.score(self.refine(torch.cat([upsample_to(self.pyramid(high), low), low], 1))), image)
 
 
+NETWORKS = {
+    "deeplabv1": (DeepLabV1, 8, ("vgg16",)),
+    "deeplabv2": (DeepLabV2, 8, ("resnet101", "vgg16")),
+    "deeplabv3_paper": (DeepLabV3, 16, ("resnet101", "resnet50")),
+    "deeplabv3plus_paper": (DeepLabV3Plus, 16, ("resnet101", "resnet50")),
+}
+"""The class, its output stride, and the paper's encoders, the best first; torchvision lacks DeepLabV3+'s Xception."""
+
+
+@register_model(*NETWORKS, family="dilated")
 def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """One of ENCODERS' networks, with an encoder it is defined for; encoder_weights are torchvision's ("imagenet") or a
-    file of them. VGG16's fully connected layers are not used: LargeFOV's have another size.
+    """One of NETWORKS on one of its encoders. encoder_weights: "imagenet" or a file of torchvision's.
+
+    VGG16's fully connected layers are not used: LargeFOV's have another size.
     """
-    encoder = only_encoder(name, encoder, ENCODERS[name])
-    if name == "deeplabv1":
-        network = DeepLabV1(classes)
-    else:
-        make = {"deeplabv2": DeepLabV2, "deeplabv3_paper": DeepLabV3, "deeplabv3plus_paper": DeepLabV3Plus}[name]
-        network = make(classes, encoder)
-    load_pretrained(network.encoder, encoder_weights, PRETRAINED[encoder])
-    return PaddedModel(network, 8 if name in ("deeplabv1", "deeplabv2") else 16)
-
-
-def build_resnet(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """torchvision's DeepLabV3 at output stride 8 with rates 12, 24 and 36; weights as in `fcn.build`.
-
-    torchvision states 42.0 M and 61.0 M parameters for 21 classes, of which 2.4 M are an auxiliary output that is left
-    out here.
-    """
-    only_encoder(name, encoder, (name.removeprefix("deeplabv3_"),))
-    return build_torchvision(*TORCHVISION[name], classes, encoder_weights)
+    network, stride, encoders = NETWORKS[name]
+    encoder = encoder or encoders[0]
+    if encoder not in encoders:
+        raise ModelError(unknown(f"encoder of {name}", encoder, encoders))
+    return load_torchvision(PaddedModel(network(classes, encoder), stride), encoder_weights, encoder)

@@ -1,18 +1,16 @@
 """DilatedNet (Yu, Koltun 2016): a dilated VGG16 front end and a context module of growing dilations."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import nn
-from torchvision.models import VGG16_Weights
 
 from utils.errors import unknown
-from utils.models.base import ModelError, PaddedModel
-from utils.models.blocks import VGG16, only_encoder, upsample_to
-from utils.models.weights import load_pretrained
+from utils.models.base import Loss, ModelError, PaddedModel
+from utils.models.blocks import VGG16, upsample_to
+from utils.models.weights import load_torchvision
+from utils.registry import register_model
 
-NETWORKS = ("dilatednet",)
 DILATIONS = (1, 1, 2, 4, 8, 16, 1)
 """Of the context module's 3 × 3 convolutions; a 1 × 1 convolution follows (Yu, Koltun 2016, table 1)."""
 CONTEXTS = {"basic": (1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32)}
@@ -28,15 +26,11 @@ class ContextModule(nn.Module):
 
     def __init__(self, classes: int, multiples: tuple[int, ...]):
         super().__init__()
-        self.layers = nn.ModuleList()
         channels = [classes, *(m * classes for m in multiples), classes]
-        for i, (inputs, outputs) in enumerate(pairwise(channels)):
-            rate = DILATIONS[i] if i < len(DILATIONS) else None
-            layer = (
-                nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate) if rate else nn.Conv2d(inputs, outputs, 1)
-            )
-            start_as_identity(layer, classes)
-            self.layers.append(layer)
+        self.layers = nn.ModuleList(
+            identity_convolution(inputs, outputs, rate, classes)
+            for (inputs, outputs), rate in zip(pairwise(channels), (*DILATIONS, 0), strict=True)
+        )
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
         """(N, classes, h, w) to the same."""
@@ -45,21 +39,25 @@ class ContextModule(nn.Module):
         return self.layers[-1](scores)
 
 
-def start_as_identity(layer: nn.Conv2d, classes: int) -> None:
-    """Output channel b becomes the mean of the input channels a of its class: ⌊aC/in⌋ = ⌊bC/out⌋, weight C/out."""
-    inputs, outputs = layer.in_channels, layer.out_channels
+def identity_convolution(inputs: int, outputs: int, rate: int, classes: int) -> nn.Conv2d:
+    """A 3 × 3 convolution dilated by `rate`, or a 1 × 1 convolution for rate 0, that starts as the identity.
+
+    Output channel b becomes the mean of the input channels a of its class: ⌊aC/in⌋ = ⌊bC/out⌋, weight C/out.
+    """
+    layer = nn.Conv2d(inputs, outputs, 3 if rate else 1, padding=rate, dilation=max(rate, 1))
     with torch.no_grad():
         nn.init.normal_(layer.weight, std=0.001 * classes / outputs)
         nn.init.zeros_(layer.bias)
         own = torch.arange(inputs) * classes // inputs == (torch.arange(outputs) * classes // outputs)[:, None]
         middle = layer.kernel_size[0] // 2
         layer.weight[:, :, middle, middle] += own * classes / outputs
+    return layer
 
 
 class DilatedNet(nn.Module):
     """VGG16 without its last two poolings, dilated by 2 and 4 instead, then the context module (Yu, Koltun 2016).
 
-    Scores at an eighth of the image are brought up bilinearly. No total is given in the paper; here 134.4 M for 21
+    Scores at an eighth of the image are upsampled bilinearly. No total is given in the paper; here 134.4 M for 21
     classes, VGG16's 134.3 M of them. The paper trains the front end alone, then the context module with it; here both
     at once, the front end's scores as an auxiliary output. Maps are padded with zeros, not the image by reflection.
     """
@@ -81,29 +79,18 @@ class DilatedNet(nn.Module):
         """Logits (N, classes, H, W); H and W multiples of 8."""
         return upsample_to(self.context(self.front_end(image)), image)
 
-    def training_loss(
-        self, image: torch.Tensor, label: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
         """The loss after the context module plus the front end's own, so that ReLUs find scores to pass on."""
         scores = self.front_end(image)
         return sum(loss(upsample_to(s, image), label) for s in (self.context(scores), scores))
 
 
-def build(
-    name: str,
-    classes: int,
-    encoder: str | None,
-    encoder_weights: str | None,
-    context: str = "basic",
-    width: float = 1.0,
-) -> PaddedModel:
+@register_model("dilatednet", family="dilated")
+def build(classes: int, encoder_weights: str | None, context: str = "basic", width: float = 1.0) -> PaddedModel:
     """DilatedNet on VGG16. `context` is "basic" or "large"; `width` scales VGG16's channels, for small machines.
 
     encoder_weights: "imagenet" or a file of torchvision's VGG16, fully connected layers included; these need width 1.
     """
-    only_encoder(name, encoder, ("vgg16",))
     if context not in CONTEXTS:
-        raise ModelError(unknown(f"context of {name}", context, list(CONTEXTS)))
-    network = DilatedNet(classes, context, width)
-    load_pretrained(network.encoder, encoder_weights, VGG16_Weights.IMAGENET1K_V1)
-    return PaddedModel(network, 8)
+        raise ModelError(unknown("context of dilatednet", context, CONTEXTS))
+    return load_torchvision(PaddedModel(DilatedNet(classes, context, width), 8), encoder_weights, "vgg16")

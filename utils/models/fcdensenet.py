@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from utils.models.base import PaddedModel
-from utils.models.blocks import no_encoder
+from utils.registry import register_model
 
 NETWORKS = {
     "fcdensenet56": (12, (4,) * 11),
@@ -24,7 +24,7 @@ def convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
 
 
 class DenseBlock(nn.Module):
-    """`layers` convolutions, each of which sees the block's input and everything the ones before it made."""
+    """`layers` convolutions, each of which gets the block's input and the outputs of all layers before it."""
 
     def __init__(self, inputs: int, growth: int, layers: int):
         super().__init__()
@@ -43,8 +43,8 @@ class FCDenseNet(nn.Module):
 
     Parameters for CamVid's 11 classes (Jégou et al. 2017, table 3): FC-DenseNet103 9.4 M, here 9.32 M; FC-DenseNet67
     3.5 M, here 3.46 M; FC-DenseNet56 1.5 M, here 1.38 M. The authors' program also counts batch norm's running mean and
-    deviation: with them 9.43, 3.50 and 1.40 M. So the table's 1.5 M does not fit the paper's own 12 maps a layer and 4
-    layers a block (section 4.1), which give 1.4 M; the authors' network built from them has no more either.
+    deviation: with them 9.43, 3.50 and 1.40 M. So the table's 1.5 M does not fit the paper's own 12 maps per layer and
+    4 layers per block (section 4.1), which give 1.4 M; the authors' network built from them has no more either.
     """
 
     def __init__(self, classes: int, growth: int, layers: tuple[int, ...]):
@@ -81,7 +81,7 @@ class FCDenseNet(nn.Module):
         return self.score(maps)
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """FC-DenseNet56, 67 or 103. They are trained from scratch, as in the paper: encoder weights are refused."""
-    no_encoder(name, encoder, encoder_weights)
+@register_model(*NETWORKS, family="unpooling, dense blocks")
+def build(name: str, classes: int) -> PaddedModel:
+    """FC-DenseNet56, 67 or 103, trained from scratch as in the paper."""
     return PaddedModel(FCDenseNet(classes, *NETWORKS[name]), 32)

@@ -1,20 +1,37 @@
-"""Fully convolutional networks (Long, Shelhamer, Darrell 2015): FCN-32s, -16s, -8s, and torchvision's FCN-ResNet."""
-
-from collections.abc import Callable
+"""Fully convolutional networks (Long, Shelhamer, Darrell 2015): FCN-32s, FCN-16s and FCN-8s."""
 
 import torch
 from torch import nn
-from torchvision.models import VGG16_Weights, segmentation
+from torch.nn import functional as F
 
 from utils.models.base import PaddedModel
-from utils.models.blocks import VGG16, LearntUpsampling, only_encoder
-from utils.models.weights import load_encoder, load_pretrained, torchvision_state
+from utils.models.blocks import VGG16
+from utils.models.weights import load_torchvision
+from utils.registry import register_model
 
-NETWORKS = {
-    "fcn_resnet50": (segmentation.fcn_resnet50, segmentation.FCN_ResNet50_Weights.DEFAULT),
-    "fcn_resnet101": (segmentation.fcn_resnet101, segmentation.FCN_ResNet101_Weights.DEFAULT),
-}
 STRIDES = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
+
+
+class LearntUpsampling(nn.Module):
+    """A transposed convolution that starts as bilinear interpolation: (N, classes, h, w) to (N, classes, h·s, w·s).
+
+    Each class has a kernel of its own. The map is first continued by one pixel beyond its border, so that an untrained
+    one equals F.interpolate there too: what padding by 100 pixels and cropping achieve in FCN's published networks.
+    """
+
+    def __init__(self, classes: int, scale: int):
+        super().__init__()
+        size = 2 * scale
+        self.conv = nn.ConvTranspose2d(
+            classes, classes, size, scale, padding=scale + scale // 2, groups=classes, bias=False
+        )
+        ramp = 1 - (torch.arange(size) - scale + 0.5).abs() / scale
+        with torch.no_grad():
+            self.conv.weight.copy_((ramp[:, None] * ramp).expand_as(self.conv.weight))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Larger by `scale`."""
+        return self.conv(F.pad(maps, (1, 1, 1, 1), mode="replicate"))
 
 
 class FCN(nn.Module):
@@ -49,54 +66,10 @@ class FCN(nn.Module):
         return self.upsampling(scores)
 
 
-def build_vgg(
-    name: str, classes: int, encoder: str | None, encoder_weights: str | None, width: float = 1.0
-) -> PaddedModel:
-    """fcn32s, fcn16s or fcn8s on VGG16, part of the name. `width` scales its channels (64 to 4096), for small machines.
+@register_model(*STRIDES, family="fully convolutional")
+def build(name: str, classes: int, encoder_weights: str | None, width: float = 1.0) -> PaddedModel:
+    """fcn32s, fcn16s or fcn8s on VGG16. `width` scales its channels (64 to 4096), for small machines.
 
     encoder_weights: "imagenet" or a file of torchvision's VGG16, fully connected layers included; these need width 1.
     """
-    only_encoder(name, encoder, ("vgg16",))
-    network = FCN(classes, STRIDES[name], width)
-    load_pretrained(network.encoder, encoder_weights, VGG16_Weights.IMAGENET1K_V1)
-    return PaddedModel(network, 32)
-
-
-class MainOutput(nn.Module):
-    """Takes the main output out of torchvision's dictionary."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, H, W)."""
-        return self.network(image)["out"]
-
-
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """FCN on a dilated ResNet (output stride 8, logits upsampled bilinearly), its last layer with `classes` channels.
-
-    encoder_weights: "imagenet" takes torchvision's whole pretrained network, as the baseline does; a path loads the
-    ResNet alone; None starts from random weights. The encoder is part of the name. torchvision states
-    35.3 M and 54.3 M parameters for 21 classes, of which 2.4 M are an auxiliary output that is left out here.
-    """
-    only_encoder(name, encoder, (name.removeprefix("fcn_"),))
-    return build_torchvision(*NETWORKS[name], classes, encoder_weights)
-
-
-def build_torchvision(
-    make: Callable[..., nn.Module],
-    pretrained: segmentation.FCN_ResNet50_Weights,
-    classes: int,
-    encoder_weights: str | None,
-) -> PaddedModel:
-    """One of torchvision's segmentation networks, its last layer replaced; see `build`."""
-    network = make(weights=None, weights_backbone=None, num_classes=21)
-    if encoder_weights == "imagenet":
-        state = torchvision_state(pretrained)
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("aux_classifier")})
-    elif encoder_weights:
-        load_encoder(network.backbone, encoder_weights)
-    network.classifier[-1] = nn.Conv2d(network.classifier[-1].in_channels, classes, 1)
-    return PaddedModel(MainOutput(network), 8)
+    return load_torchvision(PaddedModel(FCN(classes, STRIDES[name], width), 32), encoder_weights, "vgg16")

@@ -3,10 +3,12 @@
 import timm
 import torch
 from torch import nn
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
-from utils.models.blocks import only_encoder, upsample_to
+from utils.models.blocks import upsample_to
 from utils.models.weights import load_timm
+from utils.registry import register_model
 
 NETWORKS = {f"{kind}_w{width}": f"hrnet_w{width}" for kind in ("hrnetv2", "hrnet_ocr") for width in (18, 32, 48, 64)}
 AUXILIARY_WEIGHT = 0.4
@@ -15,7 +17,7 @@ AUXILIARY_WEIGHT = 0.4
 class HRNetV2(nn.Module):
     """HRNetV2 (Wang et al. 2020, "Deep High-Resolution Representation Learning for Visual Recognition", section 3.4).
 
-    The body is timm's; its four streams are brought to a quarter of the image's size, concatenated and mixed by a 1 × 1
+    The body is timm's; its four streams are resized to a quarter of the image's size, concatenated and mixed by a 1 × 1
     convolution (figure 4 b), another one gives the classes. (smp's `tu-hrnet_*` encoders are something else: the
     classification network's widened streams.) Parameters for Cityscapes' 19 classes: W48 65.9 M (table 3). The paper
     gives none for the others; MMSegmentation lists W18 with 9.6 M.
@@ -51,12 +53,14 @@ class HRNetOCR(HRNetV2):
         super().__init__(body, classes)
         self.regions = self.head
         del self.head  # it must not stand before the regions: the last layer starts from the prior
-        self.pixels = _conv(self.channels, channels, 3)
-        self.query = nn.Sequential(_conv(channels, key_channels), _conv(key_channels, key_channels))
-        self.key = nn.Sequential(_conv(channels, key_channels), _conv(key_channels, key_channels))
-        self.value = _conv(channels, key_channels)
-        self.context = _conv(key_channels, channels)
-        self.fuse = nn.Sequential(_conv(2 * channels, channels), nn.Dropout2d(0.05))
+        self.pixels = Conv2dNormActivation(self.channels, channels)
+        self.query, self.key = (
+            nn.Sequential(*(Conv2dNormActivation(inputs, key_channels, 1) for inputs in (channels, key_channels)))
+            for _ in range(2)
+        )
+        self.value = Conv2dNormActivation(channels, key_channels, 1)
+        self.context = Conv2dNormActivation(key_channels, channels, 1)
+        self.fuse = nn.Sequential(Conv2dNormActivation(2 * channels, channels, 1), nn.Dropout2d(0.05))
         self.head = nn.Conv2d(channels, classes, 1)
 
     def _both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,18 +86,11 @@ class HRNetOCR(HRNetV2):
 
 def representation_head(channels: int, classes: int) -> nn.Sequential:
     """HRNetV2's: a 1 × 1 convolution over all streams, and one to the classes."""
-    return nn.Sequential(*_conv(channels, channels), nn.Conv2d(channels, classes, 1))
+    return nn.Sequential(*Conv2dNormActivation(channels, channels, 1), nn.Conv2d(channels, classes, 1))
 
 
-def _conv(inputs: int, outputs: int, size: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
+@register_model(*NETWORKS, family="high resolution")
+def build(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
     """HRNetV2 or HRNet-OCR of the width in its name; encoder_weights: "imagenet" (timm's) or a file of timm's HRNet."""
-    body = NETWORKS[name]
-    only_encoder(name, encoder, (body,))
-    network = (HRNetV2 if name.startswith("hrnetv2") else HRNetOCR)(body, classes)
-    load_timm(network.encoder, encoder_weights, body)
-    return PaddedModel(network, 32)
+    network = HRNetV2 if name.startswith("hrnetv2") else HRNetOCR
+    return load_timm(PaddedModel(network(NETWORKS[name], classes), 32), encoder_weights, NETWORKS[name])

@@ -2,28 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
 from utils.models.base import Loss, ModelError, PaddedModel
-from utils.models.blocks import only_encoder, upsample_to
+from utils.models.blocks import upsample_to
 from utils.models.weights import check_hub, read_state
+from utils.registry import register_model
 
-SWIN = {
-    "swin_t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
-    "swin_s": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
-    "swin_b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
+BACKBONES = {
+    "resnet50": ("microsoft/resnet-50", {}),
+    "swin_t": ("microsoft/swin-tiny-patch4-window7-224", {"depths": [2, 2, 6, 2]}),
+    "swin_s": ("microsoft/swin-small-patch4-window7-224", {"depths": [2, 2, 18, 2]}),
+    "swin_b": (
+        "microsoft/swin-base-patch4-window12-384-in22k",
+        {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
+    ),
 }
-HUB = {
-    "resnet50": "microsoft/resnet-50",
-    "swin_t": "microsoft/swin-tiny-patch4-window7-224",
-    "swin_s": "microsoft/swin-small-patch4-window7-224",
-    "swin_b": "microsoft/swin-base-patch4-window12-384-in22k",
-}
+"""Repository on the hub and settings, where they differ from those of transformers' ResNet-50 and Swin-T."""
 WHOLE = "model.pixel_level_module.encoder."
 """Where the backbone is in a file of a whole Mask2Former."""
-NETWORKS = {f"mask2former_{backbone}": backbone for backbone in HUB}
+NETWORKS = {f"mask2former_{backbone}": backbone for backbone in BACKBONES}
 
 
 class Mask2Former(nn.Module):
@@ -43,15 +44,13 @@ class Mask2Former(nn.Module):
         from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
         stages = ["stage1", "stage2", "stage3", "stage4"]
-        if backbone in SWIN:
-            settings = SwinConfig(**SWIN[backbone], drop_path_rate=0.3, out_features=stages)
-        else:
-            settings = ResNetConfig(out_features=stages)
+        make = partial(SwinConfig, drop_path_rate=0.3) if "swin" in backbone else ResNetConfig
+        settings = make(out_features=stages, **BACKBONES[backbone][1])
         with quiet():
             self.model = Mask2FormerForUniversalSegmentation(
                 Mask2FormerConfig(backbone_config=settings, num_labels=classes, num_queries=queries)
             )
-        if backbone in SWIN:  # it ends with a norm of which nothing is read
+        if "swin" in backbone:  # it ends with a norm of which nothing is read
             self.model.model.pixel_level_module.encoder.swin.layernorm = nn.Identity()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -82,29 +81,28 @@ class Mask2Former(nn.Module):
     def load_backbone(self, state: dict[str, torch.Tensor], source: str) -> None:
         """Fill the backbone but for the norms of its outputs, which only this network has.
 
-        transformers reads the tensors, as it renames those of older files. Raises ModelError if some are missing.
+        transformers reads the tensors, as it renames those of older files. Raises ModelError if some are missing or of
+        another shape.
         """
         backbone = self.model.model.pixel_level_module.encoder
         state = {name.removeprefix(WHOLE): tensor for name, tensor in state.items()}
-        try:
-            with quiet():
-                filled, report = type(backbone).from_pretrained(
-                    None, config=backbone.config, state_dict=state, output_loading_info=True
-                )
-        except RuntimeError as error:  # tensors of another shape
-            raise ModelError(f"{source} does not fit this backbone: {error}") from error
-        missing = sorted(name for name in report["missing_keys"] if "hidden_states_norms" not in name)
-        if missing:
+        with quiet():
+            filled, report = type(backbone).from_pretrained(
+                None, config=backbone.config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        misshapen = {name for name, *_ in report["mismatched_keys"]}
+        wrong = sorted(n for n in {*report["missing_keys"], *misshapen} if "hidden_states_norms" not in n)
+        if wrong:
             raise ModelError(
-                f"{source} does not fit this backbone: {len(missing)} tensors missing, such as {missing[:3]}. "
-                "Choose a file that transformers saved for it."
+                f"{source} does not fit this backbone: {len(wrong)} tensors missing or of another shape, such as "
+                f"{', '.join(wrong[:3])}. Choose a file that transformers saved for it."
             )
         backbone.load_state_dict(filled.state_dict(), strict=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers warns of ResNet backbones and of every tensor it did not use; neither is news here."""
+    """Silence transformers, which warns of ResNet backbones and of every unused tensor; both are expected here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -122,22 +120,23 @@ def class_logits(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return torch.stack(best, 1).logit(eps=1e-6)
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None, queries: int = 100) -> PaddedModel:
-    """Mask2Former on the backbone in its name. queries: masks it can draw in an image, at least one per class.
+@register_model(*NETWORKS, family="transformer, modern")
+def build(name: str, classes: int, encoder_weights: str | None, queries: int = 100) -> PaddedModel:
+    """Mask2Former on the backbone in its name. queries: the most masks per image, at least one per class.
 
     encoder_weights: "imagenet" takes Microsoft's from the hub, ImageNet-22k at 384 pixels for Swin-B, as the authors
     did; a path is a file of transformers' backbone, or of a whole Mask2Former, of which the backbone is used.
     """
     backbone = NETWORKS[name]
-    only_encoder(name, encoder, (backbone,))
     if queries < classes:
         raise ModelError(f"{name} needs a query for each of the {classes} classes; found queries={queries}")
     network = Mask2Former(backbone, classes, queries)
     if encoder_weights == "imagenet":
         from huggingface_hub import hf_hub_download
 
-        check_hub(HUB[backbone])
-        network.load_backbone(read_state(hf_hub_download(HUB[backbone], "model.safetensors")), HUB[backbone])
+        source = BACKBONES[backbone][0]
+        check_hub(source)
+        network.load_backbone(read_state(hf_hub_download(source, "model.safetensors")), source)
     elif encoder_weights:
         network.load_backbone(read_state(encoder_weights), encoder_weights)
     return PaddedModel(network, 32)

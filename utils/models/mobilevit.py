@@ -3,14 +3,13 @@
 import timm
 import torch
 from torch import nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from utils.models.base import PaddedModel
-from utils.models.blocks import only_encoder, upsample_to
+from utils.models.blocks import atrous_pyramid, upsample_to
 from utils.models.weights import load_timm
+from utils.registry import register_model
 
 ASPP_CHANNELS = {"mobilevit": 256, "mobilevitv2": 512}
-RATES = (6, 12, 18)
 NETWORKS = {
     **{f"mobilevit_deeplabv3_{size}": f"mobilevit_{size}" for size in ("xxs", "xs", "s")},
     **{f"mobilevitv2_deeplabv3_{width:03}": f"mobilevitv2_{width:03}" for width in range(50, 225, 25)},
@@ -35,8 +34,7 @@ class MobileViTDeepLabV3(nn.Module):
         inputs = self.encoder.num_features if isinstance(expansion, nn.Identity) else expansion.conv.in_channels
         self.encoder.final_conv = nn.Identity()
         channels = ASPP_CHANNELS[body.split("_")[0]]
-        self.pyramid = ASPP(inputs, RATES, channels)
-        self.pyramid.project[-1].p = 0.1
+        self.pyramid = atrous_pyramid(inputs, channels, dropout=0.1)
         self.head = nn.Conv2d(channels, classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -44,10 +42,8 @@ class MobileViTDeepLabV3(nn.Module):
         return upsample_to(self.head(self.pyramid(self.encoder(image))), image)
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
+@register_model(*NETWORKS, family="transformer, modern")
+def build(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
     """MobileViT or MobileViTv2 with DeepLabV3's head; encoder_weights: "imagenet" (timm's) or a file of timm's."""
     body = NETWORKS[name]
-    only_encoder(name, encoder, (body,))
-    network = MobileViTDeepLabV3(body, classes)
-    load_timm(network.encoder, encoder_weights, body)
-    return PaddedModel(network, 32)
+    return load_timm(PaddedModel(MobileViTDeepLabV3(body, classes), 32), encoder_weights, body)

@@ -2,7 +2,7 @@
 
 from utils.models import smp
 from utils.models.base import PaddedModel
-from utils.models.blocks import only_encoder
+from utils.registry import register_model
 
 SIZES = {"t": "tiny", "s": "small", "b": "base"}
 UPERNET = {"decoder_channels": 512}
@@ -30,13 +30,14 @@ Eff-UNet (Baheti et al. 2020; its best encoder is B7) and Mobile-UNet: U-Net's d
 """
 
 
+@register_model(*(n for n in PAIRS if n.startswith(("eff_", "mobile_"))), family="U-Net and pyramids")
+@register_model(*(n for n in PAIRS if n.startswith(("segformer_", "upernet_"))), family="transformer, modern")
 def build(
-    name: str, classes: int, encoder: str | None, encoder_weights: str | None, image_size: int | None = None, **options
+    name: str, classes: int, encoder_weights: str | None, image_size: int | None = None, **options
 ) -> PaddedModel:
-    """The pair called `name`; options as of its decoder in `smp.build`, and so is `image_size`, for Swin."""
-    decoder, own_encoder, own_options = PAIRS[name]
-    only_encoder(name, encoder, (own_encoder,))
-    model = smp.build(decoder, classes, own_encoder, encoder_weights, image_size or 512, **{**own_options, **options})
-    if own_encoder.startswith("efficientnet"):  # smp keeps the first layers of the classifier, unused
+    """The pair called `name`; options are those of its decoder in `smp.build`. Swin needs image_size, 512 if None."""
+    decoder, encoder, own_options = PAIRS[name]
+    model = smp.build(decoder, classes, encoder, encoder_weights, image_size or 512, **{**own_options, **options})
+    if encoder.startswith("efficientnet"):  # smp keeps the first layers of the classifier, unused
         del model.network.encoder._conv_head, model.network.encoder._bn1
     return model

@@ -4,69 +4,82 @@ import inspect
 
 import segmentation_models_pytorch as smp
 import timm
-from torch import nn
 
 from utils.errors import unknown
-from utils.models.base import ModelError, PaddedModel
-from utils.models.weights import check_hub, load_encoder
+from utils.models.base import ModelError, PaddedModel, check_options
+from utils.models.weights import check_hub, load_state, normalisation, read_state
+from utils.registry import register_model
 
-DECODERS: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
+SET_HERE = ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")
+"""Arguments of smp's decoders that are not options."""
 DEFAULT_ENCODER = "tu-mobilenetv3_small_100"
-"""Small, so that every decoder can be tried on a CPU; the few decoders below need another one."""
+"""Small, so that every decoder can be tried on a CPU; two decoders need another one:"""
 DEFAULT_ENCODERS = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
 """Decoders that ask the encoder for an output stride below 32, which these timm families can't give:"""
 UNDILATED = ("tu-hrnet", "tu-swin", "tu-pvt", "tu-maxvit", "tu-convnext", "tu-mobilevit", "mit_b", "tu-efficientvit")
 NEEDS_IMAGE_SIZE = ("tu-swin", "tu-maxvit", "tu-maxxvit", "tu-coatnet")
 ANY_IMAGE_SIZE = ("tu-swin_",)
-"""Of these, those that take other sizes too; the one given only decides in which stages windows are shifted."""
+"""Of these, those that accept other sizes too; the size given only decides in which stages windows are shifted."""
 MULTIPLES = {"pan": 128}  # its pyramid halves a sixteenth of the input three times
 NOT_WITH_MIT = ("unetplusplus", "linknet", "dpt")
+NORMALISED_AS = {
+    "dpn": "dpn68",
+    "inceptionresnetv2": "inception_resnet_v2",
+    "inceptionv4": "inception_v4",
+    "xception": "legacy_xception",
+    "timm-tf_efficientnet_lite": "tf_efficientnet_lite0",
+}
+"""smp's encoders that do not expect ImageNet's normalisation, by the beginnings of their names, and a timm model that
+expects the same. smp keeps the values on the hub only, and weights from a file must not need a connection."""
 
 
+@register_model("unet", "unetplusplus", "linknet", "manet", "fpn", family="U-Net and pyramids")
+@register_model("deeplabv3", "deeplabv3plus", "pspnet", "pan", family="dilated")
+@register_model("segformer", "upernet", "dpt", family="transformer, modern")
 def build(
     name: str, classes: int, encoder: str | None, encoder_weights: str | None, image_size: int | None = None, **options
 ) -> PaddedModel:
     """An smp decoder on an encoder. `image_size` matters to encoders built for one size (Swin, MaxViT).
 
-    `options` are the decoder's own (`decoder_channels`, …); an unknown one is refused with the list of those there are.
+    `options` are the decoder's own (`decoder_channels`, …). Raises ModelError for an unknown option or encoder, a pair
+    that does not work, and weights that can't be loaded.
     """
     encoder = encoder or DEFAULT_ENCODERS.get(name, DEFAULT_ENCODER)
     check_encoder(name, encoder)
-    decoder = DECODERS[name]
-    known = [
-        p
-        for p in inspect.signature(decoder).parameters
-        if p not in ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")
-    ]
-    for option in options:
-        if option not in known:
-            raise ModelError(unknown(f"option of {name}", option, known))
+    decoder = smp.MODEL_ARCHITECTURES_MAPPING[name]
+    check_options(name, options, [p for p in inspect.signature(decoder).parameters if p not in SET_HERE])
     if encoder_weights == "imagenet":
         check_hub(*hub_source(encoder))
-    if encoder.startswith(NEEDS_IMAGE_SIZE):
+    fixed_size = encoder.startswith(NEEDS_IMAGE_SIZE)
+    if fixed_size:
         if not image_size:
             raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
         options["img_size"] = image_size
     if encoder.startswith(ANY_IMAGE_SIZE):
-        options["strict_img_size"] = False
+        options["strict_img_size"] = fixed_size = False
     if name == "dpt":
         options["dynamic_img_size"] = True
+    weights = encoder_weights if encoder_weights == "imagenet" else None
     try:
-        network = decoder(
-            encoder_name=encoder,
-            encoder_weights="imagenet" if encoder_weights == "imagenet" else None,
-            classes=classes,
-            **options,
-        )
+        network = decoder(encoder_name=encoder, encoder_weights=weights, classes=classes, **options)
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
         raise ModelError(
             f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}"
         ) from error
-    if encoder_weights and encoder_weights != "imagenet":
-        load_encoder(network.encoder, encoder_weights)
-    fixed = encoder.startswith(NEEDS_IMAGE_SIZE) and not encoder.startswith(ANY_IMAGE_SIZE)
-    return PaddedModel(network, image_size if fixed else MULTIPLES.get(name, 32))
+    model = PaddedModel(network, image_size if fixed_size else MULTIPLES.get(name, 32))
+    if encoder_weights and not weights:
+        load_state(network.encoder, read_state(encoder_weights), encoder_weights)
+    if encoder_weights:
+        model.mean, model.std = normalisation(timm_name(encoder))
+    return model
+
+
+def timm_name(encoder: str) -> str:
+    """The timm model whose normalisation an encoder's weights have; "" for ImageNet's."""
+    if encoder.startswith("tu-"):
+        return encoder.removeprefix("tu-")
+    return next((model for start, model in NORMALISED_AS.items() if encoder.startswith(start)), "")
 
 
 def check_encoder(name: str, encoder: str) -> None:

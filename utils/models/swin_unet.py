@@ -6,13 +6,12 @@ from timm.models.swin_transformer import SwinTransformerStage
 from torch import nn
 
 from utils.models.base import PaddedModel
-from utils.models.blocks import only_encoder
 from utils.models.weights import load_timm
+from utils.registry import register_model
 
 BODY = "swin_tiny_patch4_window7_224"
 DEPTH = 2
-"""Blocks a stage, half of them with shifted windows; Swin-T itself has six in its third stage."""
-NETWORKS = ("swin_unet",)
+"""Blocks per stage, half of them with shifted windows; Swin-T itself has six in its third stage."""
 
 
 class SwinUnet(nn.Module):
@@ -30,23 +29,14 @@ class SwinUnet(nn.Module):
         self.encoder = timm.create_model(BODY, num_classes=0, depths=(DEPTH,) * 4, strict_img_size=False)
         widths = [stage["num_chs"] for stage in self.encoder.feature_info]
         self.expand, self.join, self.stages = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        settings = {"downsample": False, "window_size": 7, "dynamic_mask": True, "drop_path": 0.1}
         for level in (2, 1, 0):
             width = widths[level]
             self.expand.append(PatchExpanding(2 * width, 2, width))
             self.join.append(nn.Linear(2 * width, width))
-            self.stages.append(
-                SwinTransformerStage(
-                    width,
-                    width,
-                    (56 >> level, 56 >> level),
-                    DEPTH,
-                    downsample=False,
-                    num_heads=3 << level,
-                    window_size=7,
-                    dynamic_mask=True,
-                    drop_path=0.1,
-                )
-            )
+            side = 56 >> level
+            stage = SwinTransformerStage(width, width, (side, side), DEPTH, num_heads=3 << level, **settings)
+            self.stages.append(stage)
         self.norm = nn.LayerNorm(widths[0])
         self.full_size = PatchExpanding(widths[0], 4, widths[0])
         self.head = nn.Conv2d(widths[0], classes, 1)
@@ -77,9 +67,7 @@ class PatchExpanding(nn.Module):
         return self.norm(self.shuffle(self.linear(maps).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
-    """Swin-Unet; encoder_weights: "imagenet" (of timm's Swin-T, two blocks a stage) or a file of those."""
-    only_encoder(name, encoder, (BODY,))
-    network = SwinUnet(classes)
-    load_timm(network.encoder, encoder_weights, BODY)
-    return PaddedModel(network, 32)
+@register_model("swin_unet", family="transformer, modern")
+def build(classes: int, encoder_weights: str | None) -> PaddedModel:
+    """Swin-Unet; encoder_weights: "imagenet" (of timm's Swin-T, two blocks per stage) or a file of those."""
+    return load_timm(PaddedModel(SwinUnet(classes), 32), encoder_weights, BODY)

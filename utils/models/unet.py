@@ -1,11 +1,15 @@
 """U-Net as its paper draws it, and two descendants: residual units, and attention gates on the skips."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
-from utils.models.blocks import deep_supervision, initialise, no_encoder, upsample_to
+from utils.models.blocks import UNetEncoder, convolve_twice, deep_supervision, initialise, upsample_to
+from utils.registry import register_model
 
 WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -18,7 +22,7 @@ def scaled(width: float) -> list[int]:
 class UNet(nn.Module):
     """U-Net (Ronneberger, Fischer, Brox 2015, figure 1): 31.0 M parameters for the paper's 2 classes.
 
-    Two 3 × 3 convolutions with ReLU a level, max pooling down, 2 × 2 transposed convolutions up, skips concatenated,
+    Two 3 × 3 convolutions with ReLU per level, max pooling down, 2 × 2 transposed convolutions up, skips concatenated,
     dropout at the end of the contracting path (section 3.1), no batch norm, He's initialisation (section 3). One
     difference: the paper's convolutions are unpadded and turn 572 × 572 into 388 × 388; these are padded, so that
     logits have the image's size and skips need no cropping. Three input channels instead of one add 1,152 parameters.
@@ -28,20 +32,17 @@ class UNet(nn.Module):
     def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
         widths = scaled(width)
-        self.down = nn.ModuleList(_twice(a, b, norm=False) for a, b in zip((3, *widths), widths, strict=False))
-        levels = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.down = UNetEncoder(widths, norm=False)
+        levels = list(pairwise(reversed(widths)))
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, here, 2, 2) for below, here in levels)
-        self.merge = nn.ModuleList(_twice(2 * here, here, norm=False) for _, here in levels)
+        self.merge = nn.ModuleList(convolve_twice(2 * here, here, norm=False) for _, here in levels)
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Conv2d(widths[0], classes, 1)
         initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float (N, 3, H, W), H and W multiples of 16, to logits (N, classes, H, W)."""
-        skips = []
-        for level, convs in enumerate(self.down):
-            image = convs(F.max_pool2d(image, 2) if level else image)
-            skips.append(image)
+        skips = self.down(image)
         maps = self.dropout(skips.pop())
         for up, merge in zip(self.up, self.merge, strict=True):
             maps = merge(torch.cat([skips.pop(), up(maps)], 1))
@@ -60,9 +61,7 @@ class ResidualUNet(nn.Module):
         super().__init__()
         one, two, three, four = scaled(width)[:4]
         self.stem = nn.Conv2d(3, one, 3, padding=1, bias=False)
-        self.first = nn.Sequential(
-            nn.BatchNorm2d(one), nn.ReLU(inplace=True), nn.Conv2d(one, one, 3, padding=1, bias=False)
-        )
+        self.first = preactivated(one, one)
         self.down = nn.ModuleList(ResidualUnit(a, b, 2) for a, b in ((one, two), (two, three), (three, four)))
         self.up = nn.ModuleList(ResidualUnit(a + b, b, 1) for a, b in ((four, three), (three, two), (two, one)))
         self.head = nn.Conv2d(one, classes, 1)
@@ -90,18 +89,17 @@ class ResidualUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.outputs, self.stride = outputs, stride
-        self.body = nn.Sequential(
-            nn.BatchNorm2d(inputs),
-            nn.ReLU(),
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        )
+        self.body = nn.Sequential(*preactivated(inputs, outputs, stride), *preactivated(outputs, outputs))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """(N, inputs, h, w) to (N, outputs, h / stride, w / stride)."""
         return self.body(maps) + keep_identity(maps, self.outputs, self.stride)
+
+
+def preactivated(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Batch norm, ReLU, 3 × 3 convolution."""
+    conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv)
 
 
 def keep_identity(maps: torch.Tensor, channels: int, stride: int) -> torch.Tensor:
@@ -116,26 +114,23 @@ class AttentionUNet(nn.Module):
     The paper segments volumes: its 6.4 M are 3 × 3 × 3 kernels on 16 to 256 channels and have no counterpart for
     images. With U-Net's own 64 to 1024 channels, batch norm and a 3 × 3 convolution after each upsampling, the
     two-dimensional network is commonly listed with 34.9 M (here 35.0). As in the paper, gates stand on all skips but
-    the first, whose features are too low-level to be asked, and every scale of the decoder is supervised.
+    the first, whose features are too low-level, and every scale of the decoder is supervised.
     """
 
     def __init__(self, classes: int, width: float = 1.0):
         super().__init__()
         widths = scaled(width)
-        self.down = nn.ModuleList(_twice(a, b, norm=True) for a, b in zip((3, *widths), widths, strict=False))
-        levels = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.up = nn.ModuleList(_conv(below, here, norm=True) for below, here in levels)
+        self.down = UNetEncoder(widths)
+        levels = list(pairwise(reversed(widths)))
+        self.up = nn.ModuleList(Conv2dNormActivation(below, here) for below, here in levels)
         self.gates = nn.ModuleList(AttentionGate(here, below) for below, here in levels[:-1])
-        self.merge = nn.ModuleList(_twice(2 * here, here, norm=True) for _, here in levels)
+        self.merge = nn.ModuleList(convolve_twice(2 * here, here) for _, here in levels)
         self.heads = nn.ModuleList(nn.Conv2d(here, classes, 1) for _, here in levels)
         initialise(self)
 
     def _scales(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Logits from an eighth of the image's size to all of it."""
-        skips, scales = [], []
-        for level, convs in enumerate(self.down):
-            image = convs(F.max_pool2d(image, 2) if level else image)
-            skips.append(image)
+        skips, scales = self.down(image), []
         maps = skips.pop()
         for level, (up, merge, head) in enumerate(zip(self.up, self.merge, self.heads, strict=True)):
             skip = skips.pop()
@@ -154,9 +149,9 @@ class AttentionUNet(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Additive attention on a skip x, asked by a coarser map g: x · σ(ψ · ReLU(Wₓx + W_g g)), equations 1 and 2.
+    """Additive attention on a skip x, gated by a coarser map g: x · σ(ψ · ReLU(Wₓx + W_g g)), equations 1 and 2.
 
-    It is computed on g's grid, with x averaged down to it, and the coefficients are brought back bilinearly. The paper
+    It is computed on g's grid, with x averaged down to it, and the coefficients are upsampled bilinearly. The paper
     leaves the inner channels open; here they are half of the skip's.
     """
 
@@ -168,27 +163,16 @@ class AttentionGate(nn.Module):
 
     def forward(self, skip: torch.Tensor, gating: torch.Tensor) -> torch.Tensor:
         """(N, skip, h, w) weighted by (N, gating, h / 2, w / 2)."""
-        asked = F.relu(self.skip(F.avg_pool2d(skip, 2)) + self.gating(gating))
-        return skip * upsample_to(self.psi(asked).sigmoid(), skip)
-
-
-def _conv(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
-    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)]
-    return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True))
-
-
-def _twice(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
-    return nn.Sequential(_conv(inputs, outputs, norm), _conv(outputs, outputs, norm))
+        joint = F.relu(self.skip(F.avg_pool2d(skip, 2)) + self.gating(gating))
+        return skip * upsample_to(self.psi(joint).sigmoid(), skip)
 
 
 NETWORKS = {"unet_paper": (UNet, 16), "residual_unet": (ResidualUNet, 8), "attention_unet": (AttentionUNet, 16)}
+"""The class and the number that heights and widths must be multiples of."""
 
 
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None, width: float = 1.0) -> PaddedModel:
-    """One of NETWORKS. They were never trained as classifiers: an encoder or weights for one are refused.
-
-    `width` scales the channels (64 to 1024), for small machines and few images.
-    """
-    no_encoder(name, encoder, encoder_weights)
+@register_model(*NETWORKS, family="U-Net and pyramids")
+def build(name: str, classes: int, width: float = 1.0) -> PaddedModel:
+    """One of NETWORKS, trained from scratch. `width` scales the channels (64 to 1024), for small machines."""
     network, multiple = NETWORKS[name]
     return PaddedModel(network(classes, width), multiple)

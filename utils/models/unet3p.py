@@ -1,13 +1,15 @@
-"""U-Net 3+: every decoder level sees all scales; deep supervision; a classifier that switches absent classes off."""
+"""U-Net 3+: every decoder level uses all scales; deep supervision; a classifier that removes absent classes."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
-from utils.models.blocks import deep_supervision, initialise, no_encoder
+from utils.models.blocks import UNetEncoder, deep_supervision, initialise, upsample_to
+from utils.models.unet import WIDTHS
+from utils.registry import register_model
 
-WIDTHS = (64, 128, 256, 512, 1024)
 SHARE = 64
 """Channels that each of the five scales contributes to a decoder level (section 2.1)."""
 ABSENT = -20.0
@@ -31,15 +33,13 @@ class UNet3Plus(nn.Module):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.down = nn.ModuleList(
-            nn.Sequential(_conv(a, b), _conv(b, b)) for a, b in zip((3, *WIDTHS), WIDTHS, strict=False)
-        )
+        self.down = UNetEncoder(WIDTHS)
         levels, mixed = len(WIDTHS), len(WIDTHS) * SHARE
         self.shares, self.mix = nn.ModuleList(), nn.ModuleList()
         for level in range(levels - 1):
             sources = [*WIDTHS[: level + 1], *[mixed] * (levels - level - 2), WIDTHS[-1]]
-            self.shares.append(nn.ModuleList(_conv(channels, SHARE) for channels in sources))
-            self.mix.append(_conv(mixed, mixed))
+            self.shares.append(nn.ModuleList(Conv2dNormActivation(channels, SHARE) for channels in sources))
+            self.mix.append(Conv2dNormActivation(mixed, mixed))
         self.present = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(WIDTHS[-1], classes, 1), nn.AdaptiveMaxPool2d(1))
         side = [*[mixed] * (levels - 2), WIDTHS[-1]]
         self.side_heads = nn.ModuleList(nn.Conv2d(channels, classes, 3, padding=1) for channels in side)
@@ -48,19 +48,13 @@ class UNet3Plus(nn.Module):
 
     def _levels(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The decoder's four maps, the finest first, and the encoder's last."""
-        encoded = []
-        for level, convs in enumerate(self.down):
-            image = convs(F.max_pool2d(image, 2) if level else image)
-            encoded.append(image)
+        encoded = self.down(image)
         decoded = {len(encoded) - 1: encoded[-1]}
         for level in reversed(range(len(self.shares))):
-            sources = []
-            for k, share in enumerate(self.shares[level]):
-                if k <= level:
-                    sources.append(share(F.max_pool2d(encoded[k], 2 ** (level - k))))
-                else:
-                    sources.append(share(_upsample(decoded[k], 2 ** (k - level))))
-            decoded[level] = self.mix[level](torch.cat(sources, 1))
+            above = [F.max_pool2d(encoded[k], 2 ** (level - k)) for k in range(level + 1)]
+            below = [upsample_to(decoded[k], encoded[level]) for k in range(level + 1, len(encoded))]
+            shares = [share(maps) for share, maps in zip(self.shares[level], above + below, strict=True)]
+            decoded[level] = self.mix[level](torch.cat(shares, 1))
         return [decoded[level] for level in sorted(decoded)]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -80,19 +74,7 @@ class UNet3Plus(nn.Module):
         return deep_supervision([self.head(levels[0]), *sides], label, loss) + classification
 
 
-def _conv(inputs: int, outputs: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def _upsample(maps: torch.Tensor, scale: int) -> torch.Tensor:
-    return F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
-
-
-NETWORKS = ("unet3plus",)
-
-
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None) -> PaddedModel:
+@register_model("unet3plus", family="U-Net and pyramids")
+def build(classes: int) -> PaddedModel:
     """U-Net 3+, trained from scratch."""
-    no_encoder(name, encoder, encoder_weights)
     return PaddedModel(UNet3Plus(classes), 16)

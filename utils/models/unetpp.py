@@ -3,9 +3,11 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, ModelError, PaddedModel
-from utils.models.blocks import deep_supervision, no_encoder
+from utils.models.blocks import deep_supervision
+from utils.registry import register_model
 
 WIDTHS = (32, 64, 128, 256, 512)
 
@@ -13,7 +15,7 @@ WIDTHS = (32, 64, 128, 256, 512)
 class UNetPlusPlus(nn.Module):
     """U-Net++ (Zhou et al. 2018, figure 1; 2020): 9.04 M parameters (the paper's count) for one class.
 
-    Node x[i][j] at depth i sees all nodes x[i][0 … j-1] beside it and the upsampled x[i+1][j-1] below it. The outputs
+    Node x[i][j] at depth i gets all nodes x[i][0 … j-1] beside it and the upsampled x[i+1][j-1] below it. The outputs
     L1 … L4 are read from x[0][1] … x[0][4]; all four are trained (deep supervision), so that inference may stop at a
     smaller one. `prune` is the output that `forward` gives, and nodes that it does not need are not computed: L1, L2
     and L3 take 0.1, 0.5 and 2.2 M of the parameters. A checkpoint fits every `prune`.
@@ -30,7 +32,8 @@ class UNetPlusPlus(nn.Module):
         for j in range(depth):
             for i in range(depth - j):
                 above = WIDTHS[i - 1] if i else 3
-                self.nodes[f"{i}_{j}"] = _twice((j + 1) * WIDTHS[i] if j else above, WIDTHS[i])
+                first = Conv2dNormActivation((j + 1) * WIDTHS[i] if j else above, WIDTHS[i])
+                self.nodes[f"{i}_{j}"] = nn.Sequential(*first, *Conv2dNormActivation(WIDTHS[i], WIDTHS[i]))
                 if j:
                     self.up[f"{i}_{j}"] = nn.ConvTranspose2d(WIDTHS[i + 1], WIDTHS[i], 2, 2)
         self.heads = nn.ModuleList(nn.Conv2d(WIDTHS[0], classes, 1) for _ in WIDTHS[1:])
@@ -56,20 +59,9 @@ class UNetPlusPlus(nn.Module):
         return deep_supervision([head(maps) for head, maps in zip(self.heads, outputs, strict=True)], label, loss)
 
 
-def _twice(inputs: int, outputs: int) -> nn.Sequential:
-    layers = nn.Sequential()
-    for channels in (inputs, outputs):
-        conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
-        layers.extend([conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)])
-    return layers
-
-
-NETWORKS = ("unetplusplus_paper",)
-
-
-def build(name: str, classes: int, encoder: str | None, encoder_weights: str | None, prune: int = 4) -> PaddedModel:
+@register_model("unetplusplus_paper", family="U-Net and pyramids")
+def build(classes: int, prune: int = 4) -> PaddedModel:
     """U-Net++ from scratch; smp's `unetplusplus` has the same decoder on a pretrained encoder. prune: 1 to 4."""
-    no_encoder(name, encoder, encoder_weights)
     if prune not in (1, 2, 3, 4):
-        raise ModelError(f"{name}: prune is the output to predict with, 1 to 4; found {prune!r}")
+        raise ModelError(f"unetplusplus_paper: prune is the output to predict with, 1 to 4; found {prune!r}")
     return PaddedModel(UNetPlusPlus(classes, prune), 16)

@@ -1,15 +1,16 @@
-"""Encoder weights: "imagenet" from the Hugging Face hub, a local file, or none. Nothing falls back silently."""
+"""Encoder weights, from the Hugging Face hub ("imagenet") or a local file, and the normalisation they expect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import nn
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum, get_model_weights
 
 from utils.files import resolve
-from utils.models.base import ModelError
+from utils.models.base import ModelError, PaddedModel
 
 SECONDS_TO_ANSWER = 5
 """How long the hub may take to answer before training is called off (its own client would retry for half a minute)."""
@@ -63,33 +64,46 @@ def torchvision_state(pretrained: WeightsEnum) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_pretrained(encoder: nn.Module, encoder_weights: str | None, pretrained: WeightsEnum) -> None:
-    """Fill an encoder named as torchvision's: with `pretrained` for "imagenet", a file for a path, nothing for None."""
+def load_torchvision(model: PaddedModel, encoder_weights: str | None, name: str) -> PaddedModel:
+    """Fill `model.network.encoder`, all or a part of torchvision's classifier `name`, and return the model.
+
+    encoder_weights: "imagenet" for torchvision's best, the path of a file, or None, which changes nothing. All of
+    torchvision's weights expect ImageNet's normalisation.
+    """
     if encoder_weights == "imagenet":
-        load_state(encoder, torchvision_state(pretrained), pretrained.url)
+        pretrained = get_model_weights(name).DEFAULT
+        load_state(model.network.encoder, torchvision_state(pretrained), pretrained.url)
     elif encoder_weights:
-        load_encoder(encoder, encoder_weights)
+        load_state(model.network.encoder, read_state(encoder_weights), encoder_weights)
+    return model
 
 
-def load_timm(encoder: nn.Module, encoder_weights: str | None, name: str) -> None:
-    """As `load_pretrained`, for an encoder named as timm's classifier `name`; it may be a part of that classifier."""
+def load_timm(model: PaddedModel, encoder_weights: str | None, name: str) -> PaddedModel:
+    """As `load_torchvision`, for all or a part of timm's classifier `name`; sets the normalisation of its weights."""
     if encoder_weights == "imagenet":
-        repository = timm.get_pretrained_cfg(name).hf_hub_id
-        check_hub(repository)
-        load_state(encoder, timm.create_model(name, pretrained=True).state_dict(), repository)
+        source = timm.get_pretrained_cfg(name).hf_hub_id
+        check_hub(source)
+        load_state(model.network.encoder, timm.create_model(name, pretrained=True).state_dict(), source)
     elif encoder_weights:
-        load_encoder(encoder, encoder_weights)
+        load_state(model.network.encoder, read_state(encoder_weights), encoder_weights)
+    if encoder_weights:
+        model.mean, model.std = normalisation(name)
+    return model
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> None:
-    """Load a weight file into an encoder; see `load_state`."""
-    load_state(encoder, read_state(path), str(path))
+def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation, one number per channel for images from 0 to 1, of timm's weights for model `name`.
+
+    They are ImageNet's for a name that timm has no configuration for.
+    """
+    settings = timm.get_pretrained_cfg(name)
+    return (settings.mean, settings.std) if settings else (PaddedModel.mean, PaddedModel.std)
 
 
 def load_state(encoder: nn.Module, found: dict[str, torch.Tensor], source: str) -> None:
     """Load `found` into an encoder. Every encoder tensor must be there with its shape; a classifier is ignored.
 
-    Prefixes that checkpoints add ("module.", "model.", "encoder.", "backbone.") are understood, and a fully connected
+    Prefixes that other programs add ("module.", "model.", "encoder.", "backbone.") are removed, and a fully connected
     layer fills the convolution that replaces it (Long et al. 2015, section 3.1). Raises ModelError naming `source` with
     the first missing and misshapen tensors.
     """

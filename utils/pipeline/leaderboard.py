@@ -1,9 +1,10 @@
-"""The leaderboard of a run: scores of fold models, models, ensemble and baseline from the steps' metrics.json."""
+"""The leaderboard of a run: scores of fold models, models, ensemble and baseline, read from the steps' metrics.json."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabulate import SEPARATING_LINE, tabulate
 
 from utils.files import read_json, replacing
 from utils.pipeline.profile import NOTEBOOKS
@@ -13,11 +14,12 @@ HEADINGS = {"val_dice": "fold Dice", "oof_dice": "out-of-fold", "test_dice": "te
 
 
 def read_leaderboard(run: str | Path) -> pd.DataFrame:
-    """One row per ensemble, model, fold model and baseline, in this order, the best of each first; columns COLUMNS.
+    """One row per ensemble, model, fold model and baseline, in this order, the best of each kind first.
 
-    val_dice: full-size mean Dice on the fold's images, without TTA, as training measured it; oof_dice: out-of-fold,
-    with TTA; test_dice: on the test images where the data has a solution.csv; minutes: training and inference.
-    Scores are in [0, 1], NaN where a step has not ended or has no such score.
+    Columns: kind, model, fold (Int64); val_dice: mean Dice at full size on the fold's images, without test-time
+    augmentation (TTA), as training measured it; oof_dice: out-of-fold Dice, with TTA; test_dice: Dice on the test
+    images where the data has a solution.csv; weight: the model's part in the ensemble; minutes: training and inference.
+    Scores are in [0, 1], NaN where a step has not ended or has no such score. `run` is the run's folder.
     """
     run = Path(run)
     rows = _fold_models(run)
@@ -26,8 +28,8 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
         minutes = sum(r["minutes"] or 0 for r in rows if r["kind"] == "fold model" and r["model"] == model)
         rows.append({"kind": "model", "model": model, "minutes": minutes, **_scores(scores)})
     if ensemble:
-        fold_models = f"{len(ensemble.get('models', {}))} models"
-        rows.append({"kind": "ensemble", "model": fold_models, "minutes": ensemble.get("minutes"), **_scores(ensemble)})
+        models = f"{len(ensemble.get('models', {}))} models"
+        rows.append({"kind": "ensemble", "model": models, "minutes": ensemble.get("minutes"), **_scores(ensemble)})
     baseline = _metrics(run / NOTEBOOKS["baseline"])
     if baseline:
         name = baseline.get("model") or "official baseline"
@@ -38,14 +40,13 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
     table[numbers] = table[numbers].astype(float)
     order = table["kind"].map({"ensemble": 0, "model": 1, "fold model": 2, "baseline": 3})
     score = table["oof_dice"].fillna(table["val_dice"])
-    table = table.assign(order=order, score=score).sort_values(
-        ["order", "score", "model", "fold"], ascending=[True, False, True, True], kind="stable"
-    )
+    keys = {"order": True, "score": False, "model": True, "fold": True}
+    table = table.assign(order=order, score=score).sort_values(list(keys), ascending=list(keys.values()), kind="stable")
     return table[COLUMNS].astype({"fold": "Int64"}).reset_index(drop=True)
 
 
 def show_leaderboard(run: str | Path, width: int = 100) -> str:
-    """The leaderboard as text of at most `width` columns; also written to `<run>/leaderboard.csv`."""
+    """The leaderboard as text, at most `width` characters wide; also written to `<run>/leaderboard.csv`."""
     table = read_leaderboard(run)
     with replacing(Path(run) / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
@@ -59,25 +60,23 @@ def as_text(table: pd.DataFrame, width: int = 100) -> list[str]:
     if table.empty:
         return ["no step with a score has ended yet"]
     table = displayed(table)
-    room = width - sum(max(len(c), *table[c].str.len()) + 2 for c in table if c != "model")
-    table["model"] = [m if len(m) <= room else f"{m[: room - 1]}…" for m in table["model"]]
-    widths = {c: max(len(c), *table[c].str.len()) for c in table}
-    rule = "─" * (sum(widths.values()) + 2 * (len(widths) - 1))
+    names, full = table["model"].str, max(map(len, _lines(table)))
+    room = max(names.len().max() - full + width, len("model"))
+    table["model"] = table["model"].where(names.len() <= room, names[: room - 1] + "…")
+    return _lines(table)
 
-    def line(cells: Any) -> str:
-        cells = zip(table.columns, cells, strict=True)
-        return "  ".join(t.ljust(widths[c]) if c in ("", "model") else t.rjust(widths[c]) for c, t in cells).rstrip()
 
-    lines, kind = [line(table.columns), rule], None
-    for row in table.itertuples(index=False, name=None):
-        lines += [rule] if kind not in (None, row[0]) else []
-        lines.append(line(row))
-        kind = row[0]
-    return [*lines, rule]
+def _lines(table: pd.DataFrame) -> list[str]:
+    """The lines of a table of strings, with separators between kinds, its first column."""
+    rows = []
+    for _, group in table.groupby("", sort=False):
+        rows += [SEPARATING_LINE, *group.to_numpy().tolist()]
+    align = ["left" if column in ("", "model") else "right" for column in table]
+    return tabulate(rows[1:], list(table), disable_numparse=True, colalign=align).splitlines()
 
 
 def displayed(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as strings under headings for people, without its empty columns."""
+    """The table as strings with readable headings, without its empty columns."""
     table = table.dropna(axis=1, how="all")
     texts = {}
     for column in table:
@@ -90,6 +89,7 @@ def displayed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fold_models(run: Path) -> list[dict[str, Any]]:
+    """One row per model and fold that is trained or predicted, in the order of their names."""
     names = {
         p.parent.relative_to(run / step)
         for step in map(NOTEBOOKS.get, ("train", "predict"))

@@ -8,15 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.errors import Problems
 from utils.files import ROOT, read_json, shown
-from utils.params import ParameterError
-from utils.pipeline.profile import ProfileError, Step, profile_path, read_profile, run_name, steps
-from utils.pipeline.run_folder import RunError, prepare_data, prepare_run
+from utils.pipeline.plugins import assign_plugins
+from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps
+from utils.pipeline.run_folder import RunError, copy_for_preview, prepare_data, prepare_run
 from utils.pipeline.run_notebook import OWNER, say
 
 
@@ -81,6 +83,14 @@ def start(given: argparse.Namespace) -> int:
         return 0
     if data is not None and not data.is_dir():
         raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
+    assign_plugins(planned)
+    if given.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = copy_for_preview(run, Path(folder))
+            prepare_data(copy, data, profile)
+            prepare_run(copy, profile, planned, data_dir)
+            options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
+            return preview(*snakemake(copy, options, output=subprocess.PIPE))
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
@@ -91,13 +101,10 @@ def start(given: argparse.Namespace) -> int:
         began = time.monotonic()
         say(f"run {run.name}: {len(names)} steps")
         prepare_data(run, data, profile)
-        prepare_run(run, profile, planned, data_dir, given.force and not given.dry_run)
+        prepare_run(run, profile, planned, data_dir, given.force)
         jobs = given.jobs or profile.jobs
         options = ["--executor", given.executor, "--jobs", str(jobs)] if given.executor else []
         options += [] if given.executor else ["--cores", str(jobs * profile.threads), "--quiet", "all"]
-        if given.dry_run:
-            options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
-            return preview(*snakemake(run, options, output=subprocess.PIPE))
         status, _ = snakemake(run, options + given.snakemake, local=not given.executor)
         return finish(run, planned, status, (time.monotonic() - began) / 60)
 
@@ -151,11 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
     # a script's background job starts with it ignored, and so would Snakemake, which cancels a cluster's jobs on it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    from utils.data.competition import DataError
-
     try:
         return start(given)
-    except (RunError, ProfileError, ParameterError, DataError) as error:
+    except (RunError, Problems) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

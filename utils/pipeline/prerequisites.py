@@ -1,13 +1,12 @@
-"""Runs the notebook that comes before, where somebody opens a later one first."""
+"""Run prerequisite notebooks whose results are missing."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from utils.files import ROOT, resolve, shown
 from utils.params import declared
 
-SHARED = ("data_dir", "output_dir", "n_folds", "seed", "device", "precision", "num_workers")
+SHARED = ("data_dir", "output_dir", "plugins", "n_folds", "seed", "device", "precision", "num_workers")
 """Parameters that an earlier notebook takes over from the one that needs it."""
 
 
@@ -37,9 +36,5 @@ def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = ""
     executed.parent.mkdir(parents=True, exist_ok=True)
     print(f"nothing in {shown(steps)} yet: running notebooks/{notebook}.ipynb first, see {shown(executed)}", flush=True)
     papermill.execute_notebook(
-        str(path), str(executed), _plain(given), kernel_name="python3", progress_bar=False, cwd=str(ROOT)
+        str(path), str(executed), given, kernel_name="python3", progress_bar=False, cwd=str(ROOT)
     )
-
-
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}

@@ -68,11 +68,15 @@ class Profile(_Strict):
 
 
 class Step(BaseModel):
-    """One execution of a notebook. `name` is its folder in the run, such as `03_train/unetplusplus/fold0`."""
+    """One execution of a notebook. `name` is its folder in the run, such as `03_train/unetplusplus/fold0`.
+
+    plugins: the files whose parts its parameters name, with their SHA-256.
+    """
 
     name: str
     parameters: dict[str, Any]
     after: list[str] = []
+    plugins: dict[str, str] = {}
 
 
 def profile_path(name: str) -> Path:

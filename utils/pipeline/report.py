@@ -1,6 +1,6 @@
-"""The HTML report of a run: every executed notebook as a page, and an index with the leaderboard.
+"""The HTML report of a run: one page per executed notebook, and an index page with the leaderboard.
 
-The pages need no network: styles are inline, pictures embedded.
+The pages need no network: styles and images are embedded.
 """
 
 import base64
@@ -50,7 +50,7 @@ PAGE = """<!doctype html>
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `<run>/report/`: index.html and a page per executed notebook; returns the index.
+    """Write `<run>/report/`: index.html and one page per executed notebook; returns the path of index.html.
 
     Pages that are newer than their notebook are kept.
     """
@@ -71,7 +71,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def notebook_page(path: Path, name: str) -> str:
-    """One executed notebook as a page of its own, without input prompts."""
+    """One executed notebook as an HTML page, without input prompts; `name` is its title."""
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
@@ -128,9 +128,9 @@ def _card(run: Path, name: str, page: str, notebook: Path) -> str:
 
 
 def _thumbnail(notebook: Path, width: int = 460) -> str:
-    """A picture of a notebook's outputs, else beside it, as a small base64 JPEG; "" where there is none.
+    """The image with the most bytes in a notebook's outputs, or else in its folder, as a small base64 JPEG; "" if none.
 
-    The one that takes most bytes: radiographs rather than a chart, of which a small crop shows nothing.
+    Radiographs take more bytes than charts, of which a small crop shows nothing.
     """
     from PIL import Image
 

@@ -4,13 +4,18 @@ Each file is written only where it changes, so its time says what has to run aga
 """
 
 import hashlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from utils.files import ROOT, read_json, shown, write_json, write_text
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step
 from utils.pipeline.run_notebook import set_aside
+
+WITHOUT_EFFECT = ("num_workers", "device", "wandb_project")
+"""Parameters that change nothing in a result, so that changing them runs nothing again."""
 
 
 class RunError(Exception):
@@ -57,13 +62,19 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     """Write run.json, notebooks/ and parameters/ of the run's folder, each file only where it changed.
 
     What no longer belongs to the run moves to `<run>/previous/`: fold models that are not in the profile any more, and
-    folds.csv where the images, `n_folds` or `seed` are others. `force` forgets that anything is done.
+    folds.csv where the images, `n_folds` or `seed` are others. `force` forgets that anything is done, and the cache.
     """
     _set_aside_others(run, {step.name for step in planned})
+    if force:
+        shutil.rmtree(run / "cache", ignore_errors=True)
     for step in planned:
-        text = yaml.safe_dump(step.parameters, sort_keys=False, allow_unicode=True)
-        after = f"# after {', '.join(step.after)}\n" if step.after else ""
-        _write_if_changed(run / "parameters" / f"{step.name}.yaml", after + text)
+        notes = [f"after {', '.join(step.after)}"] if step.after else []
+        notes += [f"plugin {path} {digest}" for path, digest in step.plugins.items()]
+        shaping = {k: v for k, v in step.parameters.items() if k not in WITHOUT_EFFECT}
+        text = "".join(f"# {note}\n" for note in notes) + _as_yaml(shaping)
+        _write_if_changed(run / "parameters" / f"{step.name}.yaml", text)
+        others = {k: v for k, v in step.parameters.items() if k in WITHOUT_EFFECT}
+        _write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
         notebook = f"{step.name.partition('/')[0]}.ipynb"
         _write_if_changed(run / "notebooks" / notebook, _sources(ROOT / "notebooks" / notebook))
         submission = step.parameters.get("submission")
@@ -99,6 +110,23 @@ def _set_aside_others(run: Path, names: set[str]) -> None:
         name = folder.relative_to(run).as_posix()
         if folder.is_dir() and name not in names:
             set_aside(run, name)
+
+
+def copy_for_preview(run: Path, copy: Path) -> Path:
+    """A copy of all that decides which steps have to run, without their results: a dry run changes nothing."""
+    copy = copy / run.name
+    steps = [f"{'*/' * depth}{name}.json" for depth in (1, 3) for name in ("metrics", "inputs")]
+    for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", ".snakemake/incomplete/*", *steps):
+        for path in run.glob(pattern):
+            target = copy / path.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    copy.mkdir(exist_ok=True)
+    return copy
+
+
+def _as_yaml(parameters: dict[str, Any]) -> str:
+    return yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
 
 
 def _write_if_changed(path: Path, text: str) -> None:

@@ -98,7 +98,8 @@ def _execute(run: Path, name: str, threads: int) -> str:
     import yaml
 
     notebook = name.partition("/")[0]
-    parameters = yaml.safe_load((run / "parameters" / f"{name}.yaml").read_text(encoding="utf-8"))
+    files = [run / "parameters" / f"{name}{ending}.yaml" for ending in ("", ".others")]
+    parameters = {k: v for file in files for k, v in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
     _log(run / name / "log.txt", name)
     try:
         papermill.execute_notebook(

@@ -1,1 +1,1 @@
-"""The synthetic sample, for everybody who doesn't have the competition's data."""
+"""The synthetic sample, for people who don't have the competition's data."""

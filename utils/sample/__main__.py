@@ -1,4 +1,4 @@
-"""`python -m utils.sample`: make a synthetic sample."""
+"""Make a synthetic sample: `python -m utils.sample`."""
 
 from utils.sample.generator import main
 

@@ -1,7 +1,7 @@
-"""The bones of a synthetic hand: 29 outlines in millimetres, each with its own shape, varying from person to person.
+"""The bones of a synthetic hand: 29 outlines in millimetres, which vary from person to person.
 
-A right hand lies with its thumb to the left: x runs to the little finger's side, y to the fingertips, the origin is the
-capitate's head. Proportions follow adult anthropometry, areas and overlaps the competition's annotations.
+A right hand lies with its thumb to the left: x grows towards the little finger, y towards the fingertips, the origin is
+at the capitate. Proportions are those of adults; areas and overlaps are those of the competition's annotations.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,7 @@ from scipy.interpolate import CubicSpline
 from utils.data.competition import HAND_BONES
 
 DISTAL_ROW, PROXIMAL_ROW, FOREARM = HAND_BONES[19:23], HAND_BONES[23:27], HAND_BONES[27:]
-_TIPS_AND_METACARPALS = ((1, 3), (4, 7), (8, 11), (12, 15), (16, 19))
-DIGITS = [
-    [f"finger-{tip + i}" for i in range(count)][::-1] for tip, count in ((1, 3), (4, 4), (8, 4), (12, 4), (16, 4))
-]
+DIGITS = [HAND_BONES[first:last][::-1] for first, last in ((0, 3), (3, 7), (7, 11), (11, 15), (15, 19))]
 """The class names of each digit, thumb first, from the metacarpal to the tip."""
 
 # One side of a finger bone, from the middle of its base to the middle of its tip: (half widths, lengths).
@@ -80,17 +77,17 @@ ARM = {
         (22, -45), (21.3, -75), (21.8, -120), (22.4, -170), (11.4, -170), (11.2, -120), (11.4, -75), (12.5, -45),
         (13, -32), (11.6, -25.6)),
 }
-"""Control points (mm). The forearm's bones go on beyond the lower border of any image."""
+"""Control points (mm). The forearm's bones reach beyond the lower border of any image."""
 # fmt: on
 
 
 @dataclass
 class Hand:
-    """Bones and flesh of one hand, in any length unit.
+    """Bones and soft tissue of one hand, in any length unit; points are (x, y).
 
-    outlines: each class's outline, float (n, 2). axes: each bone's line from base to tip, (2, 2).
-    sesamoids: outlines (n, 2) of bones that no class stands for. flesh: lines (k, 2) with the flesh's half widths (k,).
-    mm: the unit's length of a millimetre. collimation: corners (4, 2) of the exposed field, in the image.
+    outlines: float (n, 2) by class. axes: each bone's line from base to tip, (2, 2), by class. sesamoids: outlines
+    (n, 2) of small bones that have no class. flesh: lines (k, 2), each with half the width of the soft tissue (k,).
+    mm: one millimetre in this unit. collimation: corners (4, 2) of the exposed field, in the image.
     """
 
     outlines: dict[str, np.ndarray] = field(default_factory=dict)
@@ -109,31 +106,31 @@ class Hand:
 
 
 class Variation:
-    """Normal draws that are mostly the person's (from `shape`, the same for both hands) and a little the hand's own."""
+    """Random numbers for shapes: mostly the person's, the same for both hands, plus a small part of this hand."""
 
     def __init__(self, shape: tuple[int, ...], rng: np.random.Generator):
-        """Start the person's draws from the seed `shape`; the hand's own come from `rng`."""
+        """The person's numbers come from the seed `shape`, those of this hand from `rng`."""
         self.shape, self.rng = np.random.default_rng(shape), rng
 
     def __call__(self, spread: float, size: int | tuple[int, ...] | None = None) -> np.ndarray:
-        """Numbers of standard deviation `spread`, cut at 2.4 of it."""
+        """Normally distributed numbers with mean 0 and standard deviation `spread`, limited to ±2.4 · spread."""
         draws = 0.92 * self.shape.normal(size=size) + 0.39 * self.rng.normal(size=size)
         return spread * np.clip(draws, -2.4, 2.4)
 
 
 def normal(rng: np.random.Generator, mean: float, spread: float) -> float:
-    """One normal draw, cut at 2.4 standard deviations."""
+    """One normally distributed number, limited to 2.4 standard deviations from `mean`."""
     return mean + spread * float(np.clip(rng.normal(), -2.4, 2.4))
 
 
 def turn(points: np.ndarray, degrees: float, centre: tuple[float, float] = (0, 0)) -> np.ndarray:
-    """`points` (n, 2) turned about `centre`, clockwise where y points up."""
+    """`points` (n, 2) rotated about `centre`, clockwise if y points up."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return (points - np.array(centre)) @ np.array([[c, -s], [s, c]]) + centre
 
 
 def outline(control: np.ndarray, vary: Variation, count: int = 96) -> np.ndarray:
-    """A closed smooth curve of `count` even points through the control points (mm), with shallow irregularities."""
+    """A closed smooth curve, float (count, 2), through the control points (n, 2) in mm, with small irregularities."""
     closed = np.vstack([control, control[:1]])
     steps = np.hypot(*np.diff(closed, axis=0).T) ** 0.6
     position = np.concatenate([[0], np.cumsum(steps)]) / steps.sum()
@@ -150,7 +147,7 @@ def outline(control: np.ndarray, vary: Variation, count: int = 96) -> np.ndarray
 
 
 def add_digits(hand: Hand, vary: Variation, rng: np.random.Generator) -> None:
-    """The 19 finger bones in a pose: fingers more or less spread, joints a little bent to any side."""
+    """Add the 19 finger bones in a random pose: fingers more or less spread, joints slightly bent."""
     spread = normal(rng, 1.15, 0.6)
     lean = normal(rng, 0, 2.5)
     for digit, names in enumerate(DIGITS):
@@ -180,7 +177,7 @@ def add_digits(hand: Hand, vary: Variation, rng: np.random.Generator) -> None:
 
 
 def _deviation(digit: int, joint: int, spread: float, lean: float, rng: np.random.Generator) -> float:
-    """Degrees by which a finger bone turns off the one before it."""
+    """The angle in degrees between a finger bone and the one before it."""
     noise = normal(rng, 0, 2)
     if digit == 0:
         return (12, 4)[joint - 1] + 2.5 * noise
@@ -190,7 +187,7 @@ def _deviation(digit: int, joint: int, spread: float, lean: float, rng: np.rando
 
 
 def _finger_bone(digit: int, joint: int, half: float, length: float, vary: Variation) -> np.ndarray:
-    """Control points of one finger bone that stands on the origin; metacarpals get the bases that tell them apart."""
+    """Control points (n, 2) in mm of one finger bone whose base is at the origin; each metacarpal has its own base."""
     right = np.array(PROFILES[digit][joint], dtype=float)
     control = np.vstack([right, right[1:-1][::-1] * (-1, 1)])
     control = (control + vary(0.022, control.shape) * (1, 0.25)) * (half, length)
@@ -206,7 +203,7 @@ def _finger_bone(digit: int, joint: int, half: float, length: float, vary: Varia
 
 
 def _add_sesamoids(hand: Hand, base: np.ndarray, angle: float, length: float, rng: np.random.Generator) -> None:
-    """None, one or two pea-sized bones at the head of the thumb's metacarpal."""
+    """Add no, one or two bones of the size of a pea at the head of the thumb's metacarpal."""
     around = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for x in (6.3, -2.0)[: rng.choice(3, p=(0.45, 0.3, 0.25))]:
         shape = np.stack([np.cos(around) * rng.uniform(1.9, 2.5), np.sin(around) * rng.uniform(2.3, 3.1)], axis=1)
@@ -215,7 +212,8 @@ def _add_sesamoids(hand: Hand, base: np.ndarray, angle: float, length: float, rn
 
 
 def add_carpals(hand: Hand, vary: Variation, names: tuple[str, ...], stretch: float = 1.0) -> None:
-    """Carpal bones of one row. `stretch` is the scaphoid's length: it lies down or stands up as the wrist bends."""
+    """Add the carpal bones `names`. `stretch` (1: as is) scales the scaphoid's length, which looks shorter or longer as
+    the wrist bends."""
     for name in names:
         control = np.array(CARPALS[name], dtype=float)
         centre = control.mean(axis=0)
@@ -229,7 +227,7 @@ def add_carpals(hand: Hand, vary: Variation, names: tuple[str, ...], stretch: fl
 
 
 def add_forearm(hand: Hand, vary: Variation) -> None:
-    """Radius and ulna with the forearm's flesh."""
+    """Add radius and ulna with the soft tissue of the forearm."""
     for name, points in ARM.items():
         control = np.array(points, dtype=float)
         control = (control + vary(0.3, control.shape)) * (1 + vary(0.025), 1) + vary(0.5, 2)

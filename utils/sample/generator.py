@@ -1,9 +1,9 @@
-"""The synthetic sample: a data folder in the competition's layout, for everybody who doesn't have the real one.
+"""The synthetic sample: a data folder in the competition's layout, for people who don't have the real one.
 
     python -m utils.sample --folder data/sample --train-people 40 --test-people 12 --image-size 2048 --seed 0
 
-An image's pixels depend on its seed, split, person, side and size alone, never on who else is made or by how many
-threads; a folder made again is the same to the byte.
+An image's pixels depend only on its seed, split, person, side and size, not on the number of people or threads. The
+same options always give the same files, byte by byte.
 """
 
 import argparse
@@ -25,24 +25,25 @@ from filelock import FileLock
 from utils import files
 from utils.data.competition import HAND_BONES, DataError
 from utils.masks import rle
+from utils.masks.labels import draw
 from utils.sample import radiograph
 from utils.sample.bones import Hand
 from utils.sample.hand import Person, make_hand, make_person
 
 VERSION = 1
-"""Of the generator; raised when the same options give other files."""
+"""Version of the generator; increased when the same options give other files."""
 DEFAULT_FOLDER = files.ROOT / "data" / "sample"
 BENT = {"train": 0.11, "test": 0.57}
-"""Shares of people whose wrists are bent sideways."""
+"""Share of people whose wrists are bent sideways, per split."""
 BENT_IDS = range(274, 322)
-"""Where the training people with bent wrists were numbered, mostly."""
+"""IDs of the training people with bent wrists, as in the real data."""
 SECONDS = 0.8
-"""What one image of 2048 × 2048 takes a core."""
+"""Time that one core takes per image of 2048 × 2048."""
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One image of the sample, before it is made. seed: (seed, split, person, side), all that its pixels come from."""
+    """One image of the sample, before it is made. seed: (seed, split, person, side), the seed of its pixels."""
 
     split: str
     ID: str
@@ -84,8 +85,8 @@ def make_sample(
     """Make a sample in `folder` (relative to the repository), whole or not at all; returns the absolute path.
 
     Each person has two images of `image_size` × `image_size` pixels; the real data has 400 and 144 people.
-    `threads` (default: one per core, at most 8) changes nothing in the files. A folder made with the same options is
-    left as it is; DataError for a folder that holds anything else.
+    `threads` (default: one per core, at most 8) changes nothing in the files. A folder that was made with the same
+    options is left as it is. Raises DataError for a folder with anything else in it, or options below their minimum.
     """
     folder = files.resolve(folder)
     options = {"train_people": train_people, "test_people": test_people, "image_size": image_size, "seed": seed}
@@ -111,9 +112,9 @@ def make_sample(
 
 
 def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
-    """Every image of a sample, sorted by split and person. IDs of train and test interleave as the real ones do."""
-    bent = {"train": [_is_bent("train", k) for k in range(train_people)]}
-    bent["test"] = [_is_bent("test", k) for k in range(test_people)]
+    """Every image of a sample, sorted by split and person. IDs of train and test people are mixed as the real ones."""
+    people = {"train": train_people, "test": test_people}
+    bent = {split: [_is_bent(split, k) for k in range(count)] for split, count in people.items()}
     count = min(sum(bent["train"]), len(BENT_IDS))
     block = [BENT_IDS[i * len(BENT_IDS) // count] for i in range(count)]
     last = max(550, train_people + test_people - count + 49)
@@ -131,7 +132,7 @@ def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
 
 
 def _is_bent(split: str, person: int) -> bool:
-    """Spread evenly, so that any number of people has the share of bent wrists."""
+    """Whether this person's wrists are bent: evenly spread, so that any number of people has the right share."""
     share = BENT[split]
     return int((person + 1) * share + 0.5) > int(person * share + 0.5)
 
@@ -150,10 +151,10 @@ def _both_hands(split: str, seed: tuple[int, int, int], number: int, bent: bool)
 
 
 def geometry(image: SampleImage, size: int) -> tuple[Hand, dict[str, np.ndarray], np.random.Generator]:
-    """The hand of an image, its annotation and the generator that goes on to draw it.
+    """The hand of an image, its annotation, and the random generator with which `radiograph.render` goes on.
 
-    The annotation is one polygon a class, int32 (n, 2) x-y pixels inside the image, drawn by a hand that strays a
-    little from the bone's edge, as people's do.
+    The annotation has one polygon per class, int32 (n, 2) x-y pixels inside the image. It differs a little from the
+    bone's true edge, as annotations by people do.
     """
     rng = np.random.default_rng(image.seed)
     hand = make_hand(image.person, rng, image.side)
@@ -179,12 +180,8 @@ def _make_image(folder: Path, size: int, image: SampleImage) -> list[tuple[str, 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_annotation(image, polygons, size)), encoding="utf-8")
         return []
-    rows = []
-    for name, points in polygons.items():
-        mask = np.zeros((size, size), np.uint8)
-        cv2.fillPoly(mask, [points], 1)
-        rows.append((f"{image.name}.png", name, rle.encode(mask.astype(bool))))
-    return rows
+    masks = {name: draw([points], (size, size)) for name, points in polygons.items()}
+    return [(f"{image.name}.png", name, rle.encode(mask)) for name, mask in masks.items()]
 
 
 def _annotation(image: SampleImage, polygons: dict[str, np.ndarray], size: int) -> dict:
@@ -207,7 +204,7 @@ def _annotation(image: SampleImage, polygons: dict[str, np.ndarray], size: int) 
 
 
 def _write_sample(temporary: Path, folder: Path, options: dict[str, int], threads: int) -> None:
-    """Every file of the sample but sample.json, in `temporary`."""
+    """Write every file of the sample except sample.json into `temporary`."""
     images = roster(options["train_people"], options["test_people"], options["seed"])
     size = options["image_size"]
     seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, files.cores())
@@ -217,21 +214,20 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], thread
         flush=True,
     )
     before = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # images side by side, not one image in pieces
+    cv2.setNumThreads(1)  # several images at the same time, one thread each
     try:
-        with ThreadPoolExecutor(threads) as pool:  # OpenCV and NumPy let go of the interpreter while they compute
+        with ThreadPoolExecutor(threads) as pool:  # OpenCV and NumPy release Python's lock while they compute
             rows = list(pool.map(functools.partial(_make_image, temporary, size), images))
     finally:
         cv2.setNumThreads(before)
-    test = [row for image, part in zip(images, rows, strict=True) for row in part if image.split == "test"]
-    order = {f"{image.name}.png": i for i, image in enumerate(sorted(images, key=lambda i: f"{i.ID}/{i.name}.png"))}
-    test.sort(key=lambda row: (order[row[0]], HAND_BONES.index(row[1])))
-    pd.DataFrame(test, columns=["image_name", "class", "rle"]).to_csv(temporary / "solution.csv", index=False)
+    by_path = sorted(zip(images, rows, strict=True), key=lambda pair: f"{pair[0].ID}/{pair[0].name}.png")
+    solution = [row for _, part in by_path for row in sorted(part, key=lambda row: HAND_BONES.index(row[1]))]
+    pd.DataFrame(solution, columns=["image_name", "class", "rle"]).to_csv(temporary / "solution.csv", index=False)
     _write_metadata(temporary / "meta_data.xlsx", images, options["seed"])
 
 
 def _write_metadata(path: Path, images: list[SampleImage], seed: int) -> None:
-    """`meta_data.xlsx` with the original's columns and junk, and with rows of people who have no images."""
+    """Write `meta_data.xlsx` with the original's columns, odd characters, and rows of people who have no images."""
     from openpyxl import Workbook
 
     people = {image.ID: image.person for image in images}
@@ -256,7 +252,7 @@ def _write_metadata(path: Path, images: list[SampleImage], seed: int) -> None:
 
 
 def _is_made(folder: Path, description: dict) -> bool:
-    """Whether `folder` holds this very sample; DataError where it holds something else."""
+    """Whether `folder` holds exactly this sample. Raises DataError if it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -276,7 +272,7 @@ def _is_made(folder: Path, description: dict) -> bool:
 
 
 def main() -> None:
-    """The command line: make a sample, print where it is."""
+    """The command line: make a sample and print its path."""
     parser = argparse.ArgumentParser(prog="python -m utils.sample", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", default="data/sample", help="relative to the repository (default: %(default)s)")
     parser.add_argument("--train-people", type=int, default=40, help="two images each (default: %(default)s)")

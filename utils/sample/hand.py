@@ -1,4 +1,4 @@
-"""A person, and a hand of theirs in the image: bent at the wrist, turned, scaled, placed and collimated.
+"""A person, and one of their hands in the image: bent at the wrist, rotated, scaled, placed and collimated.
 
 Image coordinates are in image widths: x from 0 to 1 to the right, y from 0 to 1 downwards.
 """
@@ -12,15 +12,15 @@ from utils.sample import bones
 from utils.sample.bones import FOREARM, Hand, Variation, normal, turn
 
 SCALE = 6.4 / 2048
-"""Mean magnification, in image widths a millimetre: the image is about 320 mm wide."""
+"""Mean magnification, in image widths per millimetre: the image is about 320 mm wide."""
 
 
 @dataclass(frozen=True)
 class Person:
     """What both hands of a person share.
 
-    wrist: degrees by which the hands lean to the little finger's side (positive) or the thumb's. shape: seed of the
-    person's own bone shapes. sex is "F" or "M"; age in years.
+    sex: "F" or "M"; age: years. wrist: degrees by which the hands are bent towards the little finger (positive) or the
+    thumb (negative). shape: seed of the person's bone shapes.
     """
 
     sex: str
@@ -34,7 +34,10 @@ class Person:
 
 
 def make_person(seed: tuple[int, ...], bent: bool) -> Person:
-    """A person of the study: ages 19 to 69, 42 to 118 kg, sex, height and weight related as usual."""
+    """A random person: 19 to 69 years, 42 to 118 kg, with the usual relation of sex, height and weight.
+
+    `bent`: whether the wrists are bent sideways by a large angle.
+    """
     rng = np.random.default_rng(seed)
     male = rng.random() < 262 / 550
     height = normal(rng, 173.5 if male else 161.0, 5.6)
@@ -49,7 +52,7 @@ def make_person(seed: tuple[int, ...], bent: bool) -> Person:
 
 
 def make_hand(person: Person, rng: np.random.Generator, side: str) -> Hand:
-    """The hand of `person` on `side` ("R", the thumb on the image's left, or "L"), in a pose drawn from `rng`."""
+    """A hand of `person` in a random pose, in image coordinates; on `side` "R" the thumb is on the image's left."""
     vary = Variation(person.shape, rng)
     wrist = person.wrist + normal(rng, 0, 1.6)
     hand, row, arm = Hand(), Hand(), Hand()
@@ -81,7 +84,7 @@ def _mirrored(points: np.ndarray) -> np.ndarray:
 
 
 def _place(hand: Hand, rng: np.random.Generator) -> None:
-    """Shift the hand into the image and draw the collimator's edges; the forearm ends where the exposed field does."""
+    """Shift the hand into the image and set the exposed field, where the forearm ends."""
     points = np.vstack([outline for name, outline in hand.outlines.items() if name not in FOREARM])
     low, high = points.min(axis=0), points.max(axis=0)
     y = normal(rng, 0.085, 0.025) - low[1]

@@ -1,7 +1,7 @@
-"""An X-ray picture of a synthetic hand: what every ray passes through adds up, then exposure, noise and display.
+"""An X-ray image of a synthetic hand: the attenuation of every ray, then exposure, noise and display.
 
-The model is Beer-Lambert's: attenuation = Σ coefficient × path length over soft tissue, cortical and trabecular bone
-and metal, so bones that lie over each other are brighter. Smooth parts are made at a quarter of the resolution.
+The attenuation follows Beer-Lambert's law: Σ coefficient × path length over soft tissue, cortical and trabecular bone
+and metal, so bones that lie over each other are brighter. Soft tissue is made at 512 × 512 pixels, as it is smooth.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TISSUE, MARROW, CORTEX = 0.024, 0.036, 0.09
 
 @dataclass
 class Raster:
-    """A grid of `size` × `size` pixels on the image; `mm` is the number of pixels a millimetre at the hand."""
+    """A grid of `size` × `size` pixels on the image; `mm` is the number of pixels per millimetre of the hand."""
 
     size: int
     mm: float
@@ -44,7 +44,7 @@ def render(hand: Hand, person: Person, rng: np.random.Generator, size: int) -> n
 
 
 def soft_tissue(hand: Hand, grid: Raster) -> np.ndarray:
-    """Thickness of the flesh in mm, float32 (size, size): rounded to all sides, 0 outside the hand."""
+    """Thickness of the soft tissue in mm, float32 (size, size): round towards all sides, 0 outside the hand."""
     mask = np.zeros((grid.size, grid.size), np.uint8)
     for line, radii in hand.flesh:
         points, radii = grid.pixels(line), radii * grid.size
@@ -78,7 +78,7 @@ def _fill(mask: np.ndarray, points: np.ndarray, value: int = 255) -> None:
 
 
 def _bones(hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
-    """Attenuation that the bones add, float32 (size, size)."""
+    """Attenuation of the bones, float32 (size, size)."""
     total = np.zeros((grid.size, grid.size), np.float32)
     half = max(grid.size // 2, 64)
     grain = rng.standard_normal((half, half), dtype=np.float32)
@@ -99,7 +99,7 @@ def _bones(hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
 def _add_bone(
     total: np.ndarray, texture: np.ndarray, grid: Raster, points: np.ndarray, axis: np.ndarray, kind: str, share: float
 ) -> None:
-    """Add one bone: a rounded body of trabecular bone in a shell of cortex, thick along a shaft, thin at the ends."""
+    """Add one bone: a round body of trabecular bone in a shell of cortex, thick along a shaft, thin at its ends."""
     points = grid.pixels(points)
     margin = int(2 * grid.mm) + 3
     x0, y0 = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
@@ -128,7 +128,7 @@ def _chord(depth: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _shaft(axis: np.ndarray, kind: str, grid: Raster, box: tuple[int, int, int, int]) -> np.ndarray:
-    """1 along a long bone's shaft, 0 at its ends, float32 for the box (x0, y0, x1, y1)."""
+    """1 along a long bone's shaft, 0 at its ends: float32, one value per pixel of the box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
     base, tip = grid.pixels(axis)
     along = (tip - base) / np.square(tip - base).sum()
@@ -142,7 +142,7 @@ def _shaft(axis: np.ndarray, kind: str, grid: Raster, box: tuple[int, int, int, 
 
 
 def _add_nails(smooth: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> None:
-    """Decorated nails: plates over the finger tips that absorb a little."""
+    """Add decorated nails: plates over the finger tips that absorb a little."""
     for tip in (1, 4, 8, 12, 16):
         base, end = hand.axes[f"finger-{tip}"]
         centre, along = grid.pixels(base * 0.18 + end * 0.82), (end - base)
@@ -156,7 +156,7 @@ def _add_nails(smooth: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Gene
 
 
 def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster, rng: np.random.Generator) -> None:
-    """A ring around a finger's proximal phalanx."""
+    """Add a ring around a finger's proximal phalanx, if the person wears one."""
     if not person.ring or rng.random() < 0.4:
         return
     name = f"finger-{rng.choice((6, 10, 14, 14, 14, 18))}"
@@ -174,7 +174,7 @@ def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster
 
 
 def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
-    """Rays counted by the detector, and the grey picture made of them."""
+    """The grey image, uint8 (size, size), that a detector makes of the attenuation, with its noise."""
     size = grid.size
     attenuation = cv2.GaussianBlur(attenuation, (0, 0), max(0.11 * grid.mm, 0.35))
     noise = cv2.GaussianBlur(rng.standard_normal((size, size), dtype=np.float32), (0, 0), 0.6) * np.float32(2.2)
@@ -195,7 +195,7 @@ def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Ge
 
 
 def _add_marker(grey: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> None:
-    """The lead letter of the side, in some pictures."""
+    """Add the letter of the side, which some images have."""
     if rng.random() < 0.5:
         return
     thumb, little = (hand.outlines[f"finger-{i}"][:, 0].mean() for i in (1, 16))

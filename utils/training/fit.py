@@ -1,38 +1,50 @@
 """Train one fold model: Lightning runs the loop; every epoch is validated at full size and can be resumed exactly."""
 
-import hashlib
-import json
 import logging
 import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import albumentations as A
 import lightning as L
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from utils.data.augment import Augmentation, Augmenter
+from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
-from utils.data.loader import plain_loader, training_loader
-from utils.device import choose_precision
-from utils.files import interactive, shown
-from utils.models.base import ModelError, PaddedModel, start_from_prior
-from utils.models.checkpoint import Config, load_weights, read_config
+from utils.data.loader import FoldData, plain_loader, training_loader
+from utils.device import choose_device, choose_precision
+from utils.files import interactive, resolve, shown
+from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
+from utils.models.checkpoint import (
+    Config,
+    describe_network,
+    hash_people,
+    load_weights,
+    read_config,
+)
 from utils.training.module import RESUME, Settings, TrainingError, TrainingModule
+from utils.training.resume import NoSourceError, resume_key, saved_epochs
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training. score: full-size validation Dice of `best` (NaN without validation images)."""
+    """A finished training. score: full-size validation Dice of the best epoch, NaN without validation images.
+
+    model: the network with the weights of that epoch, on the CPU. history: one row per epoch. val_dice: images ×
+    classes of the best epoch. checkpoint: its folder.
+    """
 
     score: float
+    model: PaddedModel
     history: pd.DataFrame
     val_dice: pd.DataFrame
     checkpoint: Path
@@ -40,141 +52,162 @@ class Trained:
 
 
 def fit(
-    config: Config,
+    model: nn.Module,
+    loss: Loss,
+    augmentation: Augmenter | A.Compose,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler | ReduceLROnPlateau | None,
+    data: FoldData,
     settings: Settings,
-    augmentation: Augmentation,
-    cache: Cache,
-    train: list[str],
-    validation: list[str],
     folder: str | Path,
-    device: torch.device,
-    encoder_weights: str | None = None,
-    init_checkpoint: str | Path | None = None,
-    on_epoch: Callable[[list[dict]], None] | None = None,
-    wandb_project: str = "",
-    resumable: bool = True,
 ) -> Trained:
-    """Train on the images named `train`, validate on `validation` (may be empty), write everything below `folder`.
+    """Train a network on `data.train`, validate it on `data.validation`, and write everything below `folder`.
 
     Writes best/ and last/ (checkpoint folders), history.csv, val_dice.csv (images × classes of the best epoch), logs/
-    (TensorBoard) and, while it runs, resume.ckpt: started again with the same configuration and data, training goes on
-    after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
-    number of threads). With anything changed, it starts anew. `on_epoch` gets the history after each epoch. Without
-    `resumable` there is no resume.ckpt, which for a large network takes longer to write than a short epoch lasts.
+    (TensorBoard) and, while it runs, resume.ckpt: started again with the same parts, settings and data, training goes
+    on after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
+    number of threads). With anything changed, it starts anew; so it does where the source of a part can't be read.
+
+    Args:
+        model: gives logits, float (N, classes, H, W), for normalised images, float (N, 3, H, W). From `build_model` or
+            any module of your own, which is normalised by ImageNet's values unless it has `mean` and `std`.
+        loss: any callable (logits, labels) -> scalar; both float32 (N, classes, H, W), labels in [0, 1].
+        augmentation: from `build_augmentation`, or any albumentations.Compose that keeps the image's size and uint8.
+        optimizer: any torch optimiser over parameters of `model`.
+        schedule: any torch scheduler over `optimizer`, or None. It steps once per optimiser step; ReduceLROnPlateau
+            gets each validation Dice, so it needs mode="max".
+        data: the images of this fold, from `Run.fold_data`; its `sampler` may be any torch sampler over them.
+        settings: everything else, see `Settings`.
+        folder: where results go; made if missing.
+
+    Returns:
+        The finished training, with the best epoch's network.
+
+    Raises:
+        TypeError, ValueError: parts that do not fit together.
+        ModelError: an init_checkpoint that does not fit or knows people of the validation images.
+        TrainingError: a loss that is not finite, or logits of another shape than the labels.
+        RuntimeError: a device that is not there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    torch.manual_seed(settings.seed)
-    model = config.build(encoder_weights)
-    if init_checkpoint:
-        start_from(model, config, init_checkpoint)
+    model = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
+    _check_parts(model, loss, optimizer, schedule)
+    people = set(hash_people(data.train["ID"]))
+    if settings.init_checkpoint:
+        people |= start_from(model, data, settings.init_checkpoint)
     elif settings.start_from_prior:
-        start_from_prior(model, class_shares(cache, train))
-    loader = training_loader(
-        cache, train, Augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers
+        start_from_prior(model, class_shares(data.cache, data.train["image_name"]))
+    config = Config(
+        classes=data.cache.classes,
+        image_size=data.cache.grid[0],
+        fold=data.fold,
+        flip=data.flip.allowed,
+        flip_order=list(data.flip.order),
+        people=sorted(people),
+        **describe_network(model),
     )
-    key = _resume_key(
-        config, settings, augmentation, cache, [*train, "|", *validation], encoder_weights, init_checkpoint
-    )
-    resume = _resumable(folder / RESUME, key)
-    fold_model = TrainingModule(
-        model, config, settings, folder, cache, validation, key, on_epoch or print_epoch, resumable
-    )
-    trainer = _trainer(settings, folder, device, bool(validation), wandb_project)
+    names = data.validation["image_name"].tolist()
+    settings, key = _key(model, loss, augmentation, optimizer, schedule, data, settings)
+    done = saved_epochs(folder / RESUME, key)
+    loader = training_loader(data, as_augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers)
+    loader.sampler.set_epoch(done)  # workers draw the first epoch's order before Lightning says which it is
+    module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
+    trainer = _trainer(settings, folder, bool(names))
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
         )
         trainer.fit(
-            fold_model,
+            module,
             loader,
-            plain_loader(cache, validation, settings.batch_size, settings.num_workers) if validation else None,
-            ckpt_path=resume,
+            plain_loader(data.cache, names, settings.batch_size, settings.num_workers) if names else None,
+            ckpt_path=folder / RESUME if done else None,
             weights_only=True,
         )
-    fold_model.save("last", fold_model.best if validation else None)
-    if not validation:
-        fold_model.save("best", None)
+    module.save("last", module.best if names else None)
+    if not names:
+        module.save("best", None)
     (folder / RESUME).unlink(missing_ok=True)
-    scores = folder / "val_dice.csv"
+    load_weights(model.cpu(), folder / "best")
     return Trained(
-        score=fold_model.best if validation else float("nan"),
-        history=pd.DataFrame(fold_model.history),
-        val_dice=pd.read_csv(scores, index_col=0) if validation else pd.DataFrame(columns=config.classes),
+        score=module.best if names else float("nan"),
+        model=model.eval(),
+        history=pd.DataFrame(module.history),
+        val_dice=pd.read_csv(folder / "val_dice.csv", index_col=0) if names else pd.DataFrame(columns=config.classes),
         checkpoint=folder / "best",
         minutes=(time.monotonic() - started) / 60,
     )
 
 
-def class_shares(cache: Cache, names: list[str]) -> torch.Tensor:
+def class_shares(cache: Cache, names: pd.Series) -> torch.Tensor:
     """Mean share of the image's pixels that each class covers, float32 (classes,)."""
     shares = [[patch.sum() / 255 for patch, _ in cache.read(name).label.patches()] for name in names]
     return torch.tensor(np.mean(shares, axis=0) / math.prod(cache.grid), dtype=torch.float32)
 
 
-def start_from(model: PaddedModel, config: Config, folder: str | Path) -> None:
-    """Load an earlier fold model's weights to fine-tune from, for example at a higher resolution."""
+def start_from(model: PaddedModel, data: FoldData, init_checkpoint: str) -> set[str]:
+    """Load an earlier fold model's weights to fine-tune from; the hashes of the people it was trained on.
+
+    `{fold}` in the path stands for this fold. Raises ModelError where the network is another one, or where the earlier
+    one was trained on a person of the validation images: their score would be worth nothing.
+    """
+    folder = resolve(init_checkpoint.replace("{fold}", str(data.fold)))
     earlier = read_config(folder)
-    for name in ("architecture", "encoder", "classes", "options"):
-        if getattr(earlier, name) != getattr(config, name):
+    wanted = describe_network(model) | {"classes": data.cache.classes}
+    for name in ("architecture", "encoder", "options", "classes"):
+        if getattr(earlier, name) != wanted[name]:
             raise ModelError(
                 f"init_checkpoint {shown(folder)} has {name} {getattr(earlier, name)!r}, this training "
-                f"{getattr(config, name)!r}: they must be the same"
+                f"{wanted[name]!r}: they must be the same"
             )
+    known = [name for name in data.validation["ID"].unique() if hash_people([name])[0] in earlier.people]
+    if known or (len(data.validation) and not earlier.people):
+        whom = f"{len(known)} people of this fold, such as {known[0]}" if known else "people it does not name"
+        raise ModelError(
+            f"init_checkpoint {shown(folder)} (fold {earlier.fold}) was trained on {whom}: the validation score would "
+            f"leak. Start from a fold model of the same fold; {{fold}} in the path stands for it"
+        )
     load_weights(model, folder)
+    model.mean, model.std = earlier.mean, earlier.std
+    return set(earlier.people)
 
 
-def print_epoch(history: list[dict]) -> None:
-    """One log line for the last epoch."""
-    row = history[-1]
-    left = row["of"] - row["epoch"]
-    seconds = np.median([r["seconds"] for r in history])
-    dice = "" if math.isnan(row["val_dice"]) else f"  val Dice {row['val_dice']:.4f}"
-    print(
-        f"epoch {row['epoch']:>3}/{row['of']}  loss {row['loss']:.4f}{dice}  lr {row['lr']:.1e}  {row['seconds']:.0f} s"
-        f"  {left * seconds / 60:.0f} min left  {_peak_memory()}",
-        flush=True,
-    )
+def _check_parts(model: PaddedModel, loss: Callable, optimizer: object, schedule: object) -> None:
+    """Refuse parts that do not fit together, before any data is read."""
+    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
+        raise TypeError(f"expected a torch optimiser and a callable loss, found {optimizer!r} and {loss!r}")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("the optimiser holds no parameter of this model; build it from model.parameters() again")
+    if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
+        raise ValueError("the schedule steps another optimiser; build it again for this one")
+    if isinstance(schedule, ReduceLROnPlateau) and schedule.mode != "max":
+        raise ValueError('ReduceLROnPlateau gets the validation Dice, which should grow: give it mode="max"')
 
 
-def _peak_memory() -> str:
-    if torch.cuda.is_available():
-        return f"GPU peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GiB"
-
-
-def _resume_key(
-    config: Config, settings: Settings, augmentation: Augmentation, cache: Cache, names: list[str], *more
-) -> str:
-    """A digest of everything that shapes a training; a resume file with another one is of no use."""
-    described = {k: v for k, v in asdict(config).items() if k != "versions"}
-    parts = [described, asdict(settings), asdict(augmentation), [str(m or "") for m in more]]
-    parts += [[name, cache.signature(name)] if name in cache.sources else name for name in names]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _resumable(path: Path, key: str) -> Path | None:
-    """The resume file if it belongs to this training."""
-    if not path.exists():
-        return None
+def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, settings: Settings) -> tuple[Settings, str]:
+    """The settings, without resume where that is not possible, and the key of the resume file."""
+    names = [*data.train["image_name"], *data.validation["image_name"]]
+    parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
+    parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
+    parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
+    if settings.init_checkpoint:
+        parts["start"] = dict(model.state_dict())
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["fold model"]
-    except Exception as error:  # a damaged file must not cost the night
-        print(f"{shown(path)} can't be read ({type(error).__name__}): training starts anew")
-        return None
-    if saved["key"] != key:
-        print(f"{shown(path)} is of a training with other parameters or data: training starts anew")
-        return None
-    print(f"going on after epoch {len(saved['history'])} of an interrupted training")
-    return path
+        return settings, resume_key(**parts)
+    except NoSourceError as error:
+        print(f"an interrupted training can't be resumed, because the source of a part can't be read: {error}")
+        return replace(settings, resumable=False), ""
 
 
-def _trainer(settings: Settings, folder: Path, device: torch.device, validated: bool, wandb_project: str) -> L.Trainer:
+def _trainer(settings: Settings, folder: Path, validated: bool) -> L.Trainer:
+    device = choose_device(settings.device)
     loggers = [TensorBoardLogger(folder, name="logs", version="")]
-    if wandb_project:
-        loggers.append(_wandb(folder, wandb_project))
-    stop_early = settings.early_stopping and validated
+    if settings.wandb_project:
+        loggers.append(_wandb(folder, settings.wandb_project))
+    patience = math.ceil(settings.early_stopping / settings.validate_every)  # in validations, as Lightning counts
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner and hints, not its warnings
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -184,7 +217,7 @@ def _trainer(settings: Settings, folder: Path, device: torch.device, validated: 
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,
         check_val_every_n_epoch=settings.validate_every,
-        callbacks=[EarlyStopping("val_dice", mode="max", patience=settings.early_stopping)] if stop_early else [],
+        callbacks=[EarlyStopping("val_dice", mode="max", patience=patience)] if patience and validated else [],
         logger=loggers,
         log_every_n_steps=10,
         num_sanity_val_steps=0,

@@ -1,72 +1,77 @@
 """Losses by name for overlapping classes, on logits and soft labels: one, or a sum such as "0.7*bce + 0.3*dice"."""
 
-import difflib
-from collections.abc import Callable
+import inspect
 
 import torch
 from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss, TverskyLoss
 from torch import nn
 from torch.nn import functional as F
 
-from utils.models.base import Loss
+from utils.errors import Problems
+from utils.registry import build_part, register_loss
+
+register_loss("bce")(F.binary_cross_entropy_with_logits)  # the mean over pixels and classes
+register_loss("dice")(DiceLoss(mode="multilabel", from_logits=True))  # 1 - Dice of each class over the batch
+register_loss("focal")(FocalLoss(mode="multilabel", gamma=2.0))  # Lin et al. 2017
+# α = 0.3 on false positives, β = 0.7 on false negatives (Salehi et al. 2017)
+register_loss("tversky")(TverskyLoss(mode="multilabel", from_logits=True, alpha=0.3, beta=0.7))
 
 
-class Lovasz(nn.Module):
-    """Lovász hinge per image; it is defined on hard labels, so soft ones are cut at 0.5."""
+@register_loss("lovasz")
+class Lovasz(LovaszLoss):
+    """Lovász hinge per image (Berman et al. 2018); it is defined on hard labels, so soft ones are cut at 0.5."""
 
     def __init__(self):
-        super().__init__()
-        self.loss = LovaszLoss(mode="multilabel", per_image=True)
+        super().__init__(mode="multilabel", per_image=True)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over images."""
-        return self.loss(logits, (labels > 0.5).to(logits.dtype))
-
-
-LOSSES: dict[str, Callable[[], Loss]] = {
-    "bce": lambda: F.binary_cross_entropy_with_logits,
-    "dice": lambda: DiceLoss(mode="multilabel", from_logits=True),
-    "focal": lambda: FocalLoss(mode="multilabel", gamma=2.0),
-    "tversky": lambda: TverskyLoss(mode="multilabel", from_logits=True, alpha=0.3, beta=0.7),
-    "lovasz": Lovasz,
-}
-"""bce: binary cross-entropy, the mean over pixels and classes. dice: 1 - Dice per class over the batch. focal: γ = 2
-(Lin et al. 2017). tversky: α = 0.3 on false positives, β = 0.7 on false negatives (Salehi et al. 2017).
-lovasz: the IoU's convex surrogate (Berman et al. 2018)."""
+        return super().forward(logits, (labels > 0.5).to(logits.dtype))
 
 
 class WeightedSum(nn.Module):
     """Σ weight · loss. Logits float (N, classes, H, W), labels float in [0, 1] of the same shape, to a scalar."""
 
-    def __init__(self, terms: list[tuple[float, str]]):
+    def __init__(self, weights: list[float], losses: list):
         super().__init__()
-        self.weights = [weight for weight, _ in terms]
-        self.losses = [LOSSES[name]() for _, name in terms]
+        self.weights, self.losses = weights, losses
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The scalar loss, in float32 whatever the precision of the logits."""
-        logits = logits.float()
+        """The scalar loss."""
         return sum(weight * loss(logits, labels) for weight, loss in zip(self.weights, self.losses, strict=True))
 
 
-def build_loss(name: str) -> WeightedSum:
-    """The loss called `name`: one of LOSSES, "bce_dice" (their plain sum), or a sum such as "bce + 0.5*lovasz".
+bce_dice = WeightedSum([1.0, 1.0], [F.binary_cross_entropy_with_logits, DiceLoss(mode="multilabel", from_logits=True)])
+register_loss("bce_dice")(bce_dice)
 
-    Raises ValueError naming the part that is not understood and the names there are.
+
+def build_loss(text: str) -> WeightedSum:
+    """The loss that a text names.
+
+    Args:
+        text: a registered name (bce, dice, bce_dice: their sum, focal, tversky, lovasz, or a plugin's), or a sum such
+            as "bce + 0.5*lovasz".
+
+    Returns:
+        A callable `loss(logits, labels) -> scalar`; both float (N, classes, H, W), labels in [0, 1].
+
+    Raises:
+        UnknownPart: a name that no loss has; the message gives the nearest ones.
+        Problems: a weight that is no positive number.
     """
-    terms = []
-    for part in ("bce + dice" if name == "bce_dice" else name).split("+"):
-        weight, _, loss = part.strip().rpartition("*")
-        try:
-            factor = float(weight) if weight else 1.0
-        except ValueError:
-            factor = float("nan")
-        if loss.strip() not in LOSSES or not 0 < factor < float("inf"):
-            known = ["bce_dice", *LOSSES]
-            near = difflib.get_close_matches(loss.strip(), known, n=1, cutoff=0)
-            raise ValueError(
-                f"loss {name!r}: can't read {part.strip()!r}, did you mean {''.join(near)!r}? Expected one of "
-                f"{', '.join(known)}, or a sum such as '0.7*bce + 0.3*dice'"
-            )
-        terms.append((factor, loss.strip()))
-    return WeightedSum(terms)
+    weights, losses = [], []
+    for term in text.split("+"):
+        weight, _, name = (part.strip() for part in term.rpartition("*"))
+        weights.append(_positive(weight, text))
+        loss = build_part("loss", name)
+        losses.append(loss() if inspect.isclass(loss) else loss)
+    return WeightedSum(weights, losses)
+
+
+def _positive(weight: str, text: str) -> float:
+    try:
+        if 0 < (number := float(weight or 1)) < float("inf"):
+            return number
+    except ValueError:
+        pass
+    raise Problems(f"loss {text!r} can't be read", [f"{weight!r} is no positive number; expected 0.7*bce + 0.3*dice"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,28 +15,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.data.augment import Augmentation
+from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
 from utils.data.cache import Cache, Entry
-from utils.data.loader import normalise, plain_loader
+from utils.data.loader import FoldData, normalise, plain_loader
 from utils.device import peak_memory
 from utils.files import ROOT, cores, read_json, write_json
 from utils.masks import rle
 from utils.models import build_model
 from utils.models.cam import SHARPNESS
-from utils.models.checkpoint import Config, load_checkpoint, versions
+from utils.models.checkpoint import load_checkpoint, versions
+from utils.registry import find_part
 from utils.training.fit import fit
+from utils.training.losses import build_loss
 from utils.training.module import Settings
+from utils.training.optimizers import build_optimizer, build_schedule
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "fully convolutional": ("fcn8s", "fcn16s", "fcn32s", "fcn_"),
-    "unpooling, dense blocks": ("deconvnet", "segnet", "fcdensenet"),
-    "dilated": ("dilatednet", "deeplab", "pspnet", "pan"),
-    "U-Net and pyramids": ("unet", "residual_", "attention_", "eff_", "mobile_", "linknet", "manet", "fpn"),
-    "high resolution": ("hrnet",),
-    "transformer, modern": ("segformer", "upernet", "mobilevit", "dpt", "swin_", "mask2former"),
-    "class activation": ("cam",),
-}
-"""Beginnings of the architectures' names, by family."""
+FAMILIES = (
+    *("fully convolutional", "unpooling, dense blocks", "dilated", "U-Net and pyramids", "high resolution"),
+    *("transformer, modern", "class activation", "other"),
+)
+"""The families that the architectures are registered with, in the order of the figure's legend."""
 
 SMALLEST = (
     *("fcn32s", "fcn16s", "fcn8s", "fcn_resnet50", "deconvnet", "segnet", "fcdensenet56"),
@@ -59,8 +57,9 @@ def training_options(name: str) -> dict[str, float]:
 
 
 def family(name: str) -> str:
-    """The family of an architecture, a key of FAMILIES."""
-    return next(title for title, beginnings in FAMILIES.items() if name.startswith(beginnings))
+    """The family of an architecture, one of FAMILIES; "other" for a plugin's that is none of them."""
+    registered = find_part("model", name).family
+    return registered if registered in FAMILIES else "other"
 
 
 def costs(
@@ -122,28 +121,36 @@ def measure(name: str, classes: int, image_size: int, threads: int) -> dict[str,
 
 
 def train_once(
-    config: Config,
+    architecture: str,
+    data: FoldData,
     settings: Settings,
-    augmentation: Augmentation,
-    cache: Cache,
-    train: list[str],
-    validation: list[str],
     folder: Path,
-    device: torch.device,
+    loss: str = "bce_dice",
+    lr: float = 1e-3,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    encoder: str = "",
+    **options: Any,
 ) -> dict[str, Any]:
-    """`train.fit`, unless it has ended in `folder` with the same arguments: {"dice", "minutes"}.
+    """`fit` with AdamW and a cosine, unless it has ended in `folder` with the same arguments: {"dice", "minutes"}.
 
-    dice: full-size, of the best epoch on `validation`, whose weights are all that is kept, in `folder`/best.
+    dice: full-size, of the best epoch on the validation images, whose weights are all that is kept, in `folder`/best.
+    `options` are the architecture's own.
     """
-    images = [cache.signature(n) for n in (*train, *validation)]
-    made_from = {"config": asdict(config), "settings": asdict(settings), "augmentation": asdict(augmentation)}
-    made_from = json.loads(json.dumps(made_from | {"images": images}))  # as a file gives it back
+    made_from = {"architecture": architecture, "encoder": encoder, "options": options, "loss": loss, "lr": lr}
+    made_from |= {"settings": settings.shaping(), "augmentation": asdict(augmentation), "classes": data.cache.classes}
+    names = [*data.train["image_name"], *data.validation["image_name"]]
+    made_from = json.loads(json.dumps(made_from | {"images": [data.cache.signature(name) for name in names]}))
     done = folder / "metrics.json"
     found = read_json(done) if done.exists() else {}
     if any(found.get(key) != value for key, value in made_from.items()):
-        result = fit(
-            config, settings, augmentation, cache, train, validation, folder, device, on_epoch=_quiet, resumable=False
-        )
+        torch.manual_seed(settings.seed)
+        network = build_model(architecture, len(data.cache.classes), encoder, image_size=data.cache.grid[0], **options)
+        optimizer = build_optimizer("adamw", network.parameters(), lr, weight_decay=1e-2)
+        schedule = build_schedule("cosine", optimizer, *settings.steps(data))
+        quiet = replace(
+            settings, resumable=False, on_epoch=lambda history: None
+        )  # who trains many prints one line each
+        result = fit(network, build_loss(loss), Augmenter(augmentation), optimizer, schedule, data, quiet, folder)
         shutil.rmtree(folder / "last")  # as large as the best, and nobody asks for it
         found = {"dice": result.score, "minutes": result.minutes, **made_from}
         write_json(done, found)
@@ -181,10 +188,6 @@ def covered_share(entries: Iterable[Entry]) -> float:
     """The mean share of the image that a class's mask covers: how often a random point lies inside it."""
     shares = [rle.area(text) / (entry.size[0] * entry.size[1]) for entry in entries for text in entry.truth if text]
     return float(np.mean(shares))
-
-
-def _quiet(history: list[dict]) -> None:
-    """No line an epoch: whoever trains many networks prints one a network."""
 
 
 if __name__ == "__main__":

@@ -3,26 +3,28 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pandas as pd
+import psutil
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
-from utils.data.cache import Cache
-from utils.data.loader import normalise
+from utils.data.loader import FoldData, normalise
 from utils.files import replacing
 from utils.masks import upsampling
 from utils.masks.dice import dice_per_class, dice_table, mean_dice
-from utils.masks.upsampling import to_scores
-from utils.models.base import PaddedModel
+from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
-from utils.training.losses import build_loss
 
 RESUME = "resume.ckpt"
+WITHOUT_EFFECT = ("num_workers", "device", "wandb_project", "resumable", "on_epoch")
+"""Settings that change nothing in the result."""
 
 
 class TrainingError(RuntimeError):
@@ -31,68 +33,81 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a fold model is trained. Lengths are in epochs; `accumulate` batches make one optimiser step.
+    """How a fold model is trained, its parts aside. Lengths are in epochs; `accumulate` batches make an optimiser step.
 
-    ema_decay: of the averaged weights that are validated and saved, warmed up from 0.1 so that short trainings profit;
-    0 switches averaging off. early_stopping: epochs without a better validation Dice, 0 for never. gradient_clip: norm,
-    0 for none. precision: see `device.choose_precision`. upsample: what is brought to full size in validation; the
-    official baseline takes logits, everything else here probabilities. start_from_prior: see `models.base`.
+    init_checkpoint: folder of a checkpoint to start from; "" starts from the network's own weights, whose last bias is
+    set to the class prior with `start_from_prior` (see `models.base`). ema_decay: of the averaged weights that are
+    validated and saved, warmed up from 0.1 so that short trainings profit; 0 switches averaging off. gradient_clip:
+    norm, 0 for none. early_stopping: epochs without a better validation Dice, 0 for never. validate_every: epochs
+    between validations; the last epoch is always validated. precision, device: see `utils.device`. upsample: what is
+    upsampled to full size in validation; the official baseline takes logits, everything else here probabilities.
+    resumable: keep resume.ckpt after each epoch. on_epoch: called with the history, one dictionary per epoch; None
+    prints a line.
     """
 
     epochs: int = 30
     batch_size: int = 8
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_epochs: float = 1.0
-    loss: str = "bce_dice"
-    optimizer: str = "adamw"
-    ema_decay: float = 0.99
     accumulate: int = 1
+    warmup_epochs: float = 1.0
+    init_checkpoint: str = ""
+    start_from_prior: bool = True
+    ema_decay: float = 0.99
     gradient_clip: float = 0.0
     early_stopping: int = 0
     validate_every: int = 1
-    precision: str = "auto"
-    num_workers: int = 0
     threshold: float = 0.5
-    seed: int = 0
-    schedule: str = "cosine"
     upsample: str = "probabilities"
-    start_from_prior: bool = True
+    precision: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    num_workers: int = 0
+    wandb_project: str = ""
+    resumable: bool = True
+    on_epoch: Callable[[list[dict]], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that are not known, before any data is read."""
-        build_loss(self.loss)
         for name, known in (
-            ("optimizer", ("adamw", "adam")),
-            ("schedule", ("cosine", "constant")),
             ("upsample", ("probabilities", "logits")),
             ("precision", ("auto", "32-true", "16-mixed", "bf16-mixed")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known are {', '.join(known)}")
 
+    def steps(self, data: FoldData) -> tuple[int, int]:
+        """Optimiser steps of the whole training, and those of the warm-up."""
+        batches = math.ceil(data.samples() / self.batch_size)
+        steps = math.ceil(batches / self.accumulate) * self.epochs
+        return steps, round(self.warmup_epochs * steps / self.epochs)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape the result, as JSON values."""
+        return {k: v for k, v in asdict(replace(self, on_epoch=None)).items() if k not in WITHOUT_EFFECT}
+
 
 class TrainingModule(L.LightningModule):
-    """A network with its loss, its averaged weights and its full-size validation."""
+    """A network with its loss, its averaged weights and its full-size validation; arguments as of `fit`.
+
+    config: what its checkpoints say. key: of the resume file.
+    """
 
     def __init__(
         self,
         model: PaddedModel,
-        config: Config,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler | ReduceLROnPlateau | None,
+        data: FoldData,
         settings: Settings,
         folder: Path,
-        cache: Cache,
-        names: list[str],
+        config: Config,
         key: str,
-        on_epoch: Callable[[list[dict]], None],
-        resumable: bool = True,
     ):
         super().__init__()
-        self.resumable = resumable
-        self.key, self.on_epoch = key, on_epoch
-        self.model, self.config, self.settings, self.folder = model, config, settings, folder
-        self.cache, self.names = cache, names  # of the validation images
-        self.loss = build_loss(settings.loss)
+        self.model, self.loss, self.config, self.key = model, loss, config, key
+        self.parts = {"optimizer": optimizer, "schedule": schedule}
+        self.data, self.settings, self.folder = data, settings, folder
+        self.names = data.validation["image_name"].tolist()
         self.average = (
             AveragedModel(model, avg_fn=_ema(settings.ema_decay), use_buffers=True) if settings.ema_decay else None
         )
@@ -108,15 +123,17 @@ class TrainingModule(L.LightningModule):
         return self.average.module if self.average is not None else self.model
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock and losses."""
-        self.losses, self.started = [], time.monotonic()
+        """Start the epoch's clock and losses; the last epoch is validated whatever `validate_every` says."""
+        self.losses, self.rows, self.started = [], {}, time.monotonic()
+        if self.current_epoch + 1 == self.settings.epochs:
+            self.trainer.check_val_every_n_epoch = 1
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         """The loss of one batch; what torch draws in it (dropout) derives from (seed, epoch, batch)."""
         draw = np.random.SeedSequence((self.settings.seed, self.current_epoch, index))
         torch.manual_seed(int(draw.generate_state(1)[0]))
         image = normalise(batch["image"], self.config.mean, self.config.std)
-        loss = self.model.training_loss(image, batch["label"].float() / 255, self.loss)
+        loss = self.model.training_loss(image, batch["label"].float() / 255, self._loss)
         self.losses.append(loss.detach())
         if index % 50 == 49:
             self._mean_loss()  # not every step: reading a value makes a GPU wait
@@ -128,17 +145,16 @@ class TrainingModule(L.LightningModule):
             self.average.update_parameters(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last epoch's scores."""
+        """Stop here if the loss is not finite."""
         self._mean_loss()
-        self.rows = {}
         self.validated_model().eval()
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         """Full-size Dice of each image: sigmoid at network resolution, bilinear upsampling, threshold."""
         logits = self.validated_model()(normalise(batch["image"], self.config.mean, self.config.std))
-        scores, limit = to_scores(logits, self.settings.threshold, self.settings.upsample)
+        scores, limit = upsampling.to_scores(logits, self.settings.threshold, self.settings.upsample)
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
-            entry = self.cache.read(self.names[number])
+            entry = self.data.cache.read(self.names[number])
             masks = upsampling.encode_masks(maps, entry.size, limit)
             self.rows[self.names[number]] = dice_per_class(masks, entry.truth)
 
@@ -155,75 +171,89 @@ class TrainingModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history, on disk too, and save what a resumed training needs."""
-        loss = self._mean_loss()
-        validated = bool(self.rows) and (self.current_epoch + 1) % self.settings.validate_every == 0
         row = {
             "epoch": self.current_epoch + 1,
             "of": self.settings.epochs,
-            "loss": loss,
-            "val_dice": mean_dice(dice_table(self.rows, self.config.classes)) if validated else float("nan"),
-            "lr": self.optimizers().param_groups[0]["lr"],
+            "loss": self._mean_loss(),
+            "val_dice": mean_dice(dice_table(self.rows, self.config.classes)),
+            "lr": self.parts["optimizer"].param_groups[0]["lr"],
             "seconds": time.monotonic() - self.started,
         }
         self.history.append(row)
-        self.log("loss", loss)
+        self.log("loss", row["loss"])
         self.log("lr", row["lr"])
         with replacing(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-        if self.resumable:
+        if self.settings.resumable:
             self.trainer.save_checkpoint(self.folder / RESUME)
-        self.on_epoch(self.history)
+        (self.settings.on_epoch or print_epoch)(self.history)
 
     def configure_optimizers(self) -> dict:
-        """AdamW, warmed up linearly, then a cosine down to 1 % of `lr`; the baseline's Adam stays constant."""
-        settings = self.settings
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
-        optimizer = kind(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        if settings.schedule == "constant":
+        """The given optimiser; its schedule steps with it, or on each validation Dice if it waits for a plateau."""
+        optimizer, schedule = self.parts["optimizer"], self.parts["schedule"]
+        if schedule is None:
             return {"optimizer": optimizer}
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(settings.warmup_epochs * steps / settings.epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        when = {"interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            when = {"interval": "epoch", "frequency": self.settings.validate_every, "monitor": "val_dice"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """What Lightning would forget."""
-        checkpoint["fold model"] = {"key": self.key, "history": self.history, "best": self.best}
+        checkpoint["training"] = {"key": self.key, "history": self.history, "best": self.best}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take up the history where it stopped."""
-        self.history, self.best = checkpoint["fold model"]["history"], checkpoint["fold model"]["best"]
+        self.history, self.best = checkpoint["training"]["history"], checkpoint["training"]["best"]
+
+    def save(self, name: str, score: float | None) -> None:
+        """Write the validated network as the checkpoint folder `name`."""
+        thresholds = [self.settings.threshold] * len(self.config.classes)
+        config = replace(self.config, thresholds=thresholds, epoch=self.current_epoch + 1, score=score)
+        save_checkpoint(self.folder / name, self.validated_model(), config)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.shape != labels.shape:
+            raise TrainingError(
+                f"the network gave logits {tuple(logits.shape)} for labels {tuple(labels.shape)}; expected the same "
+                "shape, (N, classes, H, W)"
+            )
+        return self.loss(logits.float(), labels)  # in float32 whatever the precision
 
     def _mean_loss(self) -> float:
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
             raise TrainingError(
-                f"{self.settings.loss} became {loss} in epoch {self.current_epoch + 1}: try a smaller lr, "
-                "gradient_clip=1 or precision='32-true'. The epochs before are kept."
+                f"the loss became {loss} in epoch {self.current_epoch + 1}: try a smaller lr, gradient_clip=1 or "
+                "precision='32-true'. The epochs before are kept."
             )
         return loss
 
-    def save(self, name: str, score: float | None) -> None:
-        """Write the validated network as the checkpoint folder `name`."""
-        config = replace(
-            self.config,
-            thresholds=[self.settings.threshold] * len(self.config.classes),
-            epoch=self.current_epoch + 1,
-            score=score,
-        )
-        save_checkpoint(self.folder / name, self.validated_model(), config)
+
+def print_epoch(history: list[dict]) -> None:
+    """One log line for the last epoch."""
+    row = history[-1]
+    left = row["of"] - row["epoch"]
+    seconds = np.median([r["seconds"] for r in history])
+    dice = "" if math.isnan(row["val_dice"]) else f"  val Dice {row['val_dice']:.4f}"
+    print(
+        f"epoch {row['epoch']:>3}/{row['of']}  loss {row['loss']:.4f}{dice}  lr {row['lr']:.1e}  {row['seconds']:.0f} s"
+        f"  {left * seconds / 60:.0f} min left  {_peak_memory()}",
+        flush=True,
+    )
 
 
-def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Factor of the learning rate: linear up over `warmup` steps, then a cosine down to 0.01 at `steps`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+def _peak_memory() -> str:
+    if torch.cuda.is_available():
+        return f"GPU peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GiB"
 
 
 def _ema(decay: float) -> Callable:
-    """Exponential average whose decay grows to `decay` over the first steps: min(decay, (1 + n) / (10 + n))."""
+    """Exponential average whose decay grows to `decay` over the first steps: min(decay, (1 + n) / (10 + n)).
+
+    Lightning's EMAWeightAveraging has a fixed decay, and keeps its weights where exact resume does not find them.
+    """
 
     def average(averaged: torch.Tensor, current: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
         if not averaged.is_floating_point():  # batch norm's counter

@@ -1,0 +1,1 @@
+"""The competition's files, folds, cached images and labels, batches and augmentation."""

@@ -1,0 +1,173 @@
+"""Every image once decoded, shrunk and labelled: one small .npz file an image, at the network's resolution."""
+
+import gc
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+import cv2
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from utils.data.competition import DataError, read_annotation
+from utils.files import cores, replacing
+from utils.masks import labels, rle, upsampling
+from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_label
+from utils.masks.sparse import SparseMaps
+
+RESAMPLE = {"soft": soft_label, "coverage": coverage, "nearest": nearest}
+"""How labels reach the network's resolution: `soft` everywhere; the official baseline takes `nearest`, which loses half
+a pixel; plain `coverage` is there to compare with."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cached image. image: uint8 (h, w), or (h, w, 3) RGB for a coloured one. size: (H, W) of the original.
+
+    label: soft labels of each class at (h, w); truth: its full-size RLE per class. Both are None in the
+    test split.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+    label: SparseMaps | None
+    truth: list[str] | None
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image as uint8 (H, W) where it is grey (also with three equal channels), else (H, W, 3) RGB."""
+    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR)
+    if image is None:
+        raise DataError(f"{path}: OpenCV can't decode it", ["expected an 8-bit PNG; copy the file again"])
+    if image.ndim == 2:
+        return image
+    blue, green, red = cv2.split(image)
+    return blue if np.array_equal(blue, green) and np.array_equal(green, red) else cv2.merge((red, green, blue))
+
+
+def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int, int], labels: str = "soft") -> Entry:
+    """Decode one image and, unless `annotation` is "", draw its full-size masks and their labels on `grid` (h, w)."""
+    pixels = read_image(image)
+    size = pixels.shape[:2]
+    small = shrink(pixels, grid)
+    if not annotation:
+        return Entry(small, size, None, None)
+    polygons = read_annotation(annotation, classes, size)
+    drawn = [draw_region(polygons[name], size) for name in classes]
+    label = SparseMaps.from_patches(grid, [RESAMPLE[labels](mask, corner, size, grid) for mask, corner in drawn])
+    return Entry(small, size, label, rle.to_strings([upsampling.region_runs(*region, size) for region in drawn]))
+
+
+class Cache:
+    """The cached images of one data set at one resolution, below `folder`; `build` fills it, `read` gets an entry.
+
+    A file carries the signature of what it was made from (PNG and JSON size and time, classes, resolution); one that no
+    longer fits is made again. Files appear whole or not at all, so an interrupted build goes on where it stopped.
+    """
+
+    def __init__(
+        self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int, labels: str = "soft"
+    ):
+        self.grid = (image_size, image_size)
+        self.labels = labels
+        self.folder = Path(folder) / (str(image_size) if labels == "soft" else f"{image_size}-{labels}")
+        self.classes = classes
+        self.sources = {row.image_name: (row.image, row.annotation) for row in table.itertuples()}
+
+    def path(self, image_name: str) -> Path:
+        """The file of one image."""
+        return self.folder / f"{image_name}.npz"
+
+    def signature(self, image_name: str) -> str:
+        """What the image's file must have been made from."""
+        stats = [Path(p).stat() for p in self.sources[image_name] if p]
+        parts = [_code(), self.classes, self.grid, self.labels, [(s.st_size, s.st_mtime_ns) for s in stats]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def build(self, progress: Callable[[int, int], None] | None = None, threads: int = 0) -> int:
+        """Make every missing or outdated file; the number made. A second process that calls it waits, then finds all.
+
+        Threads suffice: decoding, drawing and resizing release Python's lock, which is handed over at once meanwhile.
+        `progress(done, of)` is called as files appear. A bad image or annotation stops the build with DataError after
+        all others are made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            missing = [name for name in self.sources if not self._valid(name)]
+            problems, done = [], 0
+            with short_waits(), ThreadPoolExecutor(threads or cores()) as pool:
+                for problem in pool.map(self._make, missing):
+                    done += 1
+                    problems += problem
+                    if progress:
+                        progress(done, len(missing))
+        if problems:
+            raise DataError(f"{len(problems)} problems in the data", problems)
+        return len(missing)
+
+    def read(self, image_name: str) -> Entry:
+        """The entry of one image; call `build` first."""
+        with np.load(self.path(image_name), allow_pickle=False) as arrays:
+            annotated = "truth" in arrays
+            return Entry(
+                image=arrays["image"],
+                size=tuple(arrays["size"].tolist()),
+                label=SparseMaps.from_arrays(arrays) if annotated else None,
+                truth=arrays["truth"].tobytes().decode().split("\n") if annotated else None,
+            )
+
+    def _valid(self, image_name: str) -> bool:
+        try:
+            with np.load(self.path(image_name), allow_pickle=False) as arrays:
+                return arrays["signature"].tobytes().decode() == self.signature(image_name)
+        except (OSError, KeyError, ValueError, BadZipFile):
+            return False
+
+    def _make(self, image_name: str) -> list[str]:
+        try:
+            entry = make_entry(*self.sources[image_name], self.classes, self.grid, self.labels)
+        except DataError as error:
+            return [str(error)]
+        arrays = {"image": entry.image, "size": np.array(entry.size), "signature": _text(self.signature(image_name))}
+        if entry.label is not None:
+            arrays |= {**entry.label.arrays(), "truth": _text("\n".join(entry.truth))}
+        with replacing(self.path(image_name)) as temporary:
+            np.savez(temporary, **arrays)
+        return []
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """For threads that mostly work outside Python: they get its lock back soon, and garbage is collected quickly.
+
+    OpenCV gives the lock up for calls that last some microseconds; taking it back from another thread would last up to
+    five milliseconds. A polygon's many small lists set off collections, which need not look at what was there before.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(before)
+
+
+@cache
+def _code() -> str:
+    """Digest of the code that makes an entry: what was made by other code is made again."""
+    sources = [inspect.getsource(part) for part in (read_image, make_entry, read_annotation, labels)]
+    return hashlib.sha256("".join(sources).encode()).hexdigest()
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

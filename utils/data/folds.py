@@ -1,0 +1,111 @@
+"""Folds by person, stratified by bent wrist, written once to the run's folds.csv."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.data.competition import DataError, read_annotation
+from utils.files import replacing, shown
+
+FOREARM = ("Radius", "Ulna")
+MIDDLE_METACARPAL = "finger-11"
+BENT_DEGREES = 12.0
+"""A wrist counts as bent when hand and forearm differ by more than this."""
+
+
+def wrist_angle(polygons: dict[str, list[np.ndarray]]) -> float:
+    """Angle in degrees between forearm and hand, 0 for a straight wrist; positive bends turn clockwise on screen.
+
+    As radiologists measure it: the long axis of the middle metacarpal against that of Radius and Ulna (the mean of
+    both), each a bone's first principal axis, pointed from the wrist outwards. `polygons` is what `read_annotation`
+    returns; NaN where one of the three bones is missing.
+    """
+    if not all(polygons.get(name) for name in (*FOREARM, MIDDLE_METACARPAL)):
+        return float("nan")
+    bones = {name: np.concatenate(polygons[name]).astype(float) for name in (*FOREARM, MIDDLE_METACARPAL)}
+    outwards = bones[MIDDLE_METACARPAL].mean(0) - (bones["Radius"].mean(0) + bones["Ulna"].mean(0)) / 2
+    hand = _long_axis(bones[MIDDLE_METACARPAL], outwards)
+    forearm = _long_axis(bones["Radius"], outwards) + _long_axis(bones["Ulna"], outwards)
+    angle = np.arctan2(hand[1], hand[0]) - np.arctan2(forearm[1], forearm[0])
+    return float(np.degrees((angle + np.pi) % (2 * np.pi) - np.pi))
+
+
+def _long_axis(points: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Unit vector (x, y) of the first principal axis of an outline, on the side of `towards`."""
+    values, vectors = np.linalg.eigh(np.cov((points - points.mean(0)).T))
+    axis = vectors[:, values.argmax()]
+    return axis if axis @ towards > 0 else -axis
+
+
+def add_wrists(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """The table with `wrist_angle` (degrees) and `bent` (bool) for annotated images; NaN and False elsewhere."""
+    angles = [
+        wrist_angle(read_annotation(row.annotation, classes))
+        if row.annotation and set(FOREARM) <= set(classes)
+        else np.nan
+        for row in table.itertuples()
+    ]
+    return table.assign(wrist_angle=angles, bent=np.abs(angles) > BENT_DEGREES)
+
+
+def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFrame:
+    """Columns ID, image_name, bent, fold (0 … n_folds - 1) for the training images of `table`.
+
+    People, not images, are dealt round-robin in an order drawn by hashing (seed, ID), first those with a bent wrist,
+    then the others: the same folds on every machine, bent wrists in every fold, nobody in two.
+    """
+    table = table[table["split"] == "train"]
+    people = table.groupby("ID")["bent"].any() if "bent" in table else pd.Series(False, index=table["ID"].unique())
+    if len(people) < n_folds:
+        raise DataError(
+            f"{n_folds} folds need at least {n_folds} people", [f"found {len(people)} in the training split"]
+        )
+    draw = {ID: hashlib.sha256(f"{seed}:{ID}".encode()).hexdigest() for ID in people.index}
+    order = sorted(people.index, key=lambda ID: (not people[ID], draw[ID]))
+    fold = {ID: place % n_folds for place, ID in enumerate(order)}
+    return pd.DataFrame(
+        {
+            "ID": table["ID"],
+            "image_name": table["image_name"],
+            "bent": table["ID"].map(people),
+            "fold": table["ID"].map(fold),
+        }
+    ).reset_index(drop=True)
+
+
+def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_folds: int, seed: int = 0) -> pd.DataFrame:
+    """The run's folds: read from `path` (folds.csv), or dealt and written there by whoever comes first.
+
+    Raises DataError where the file lists other images than `table` or another number of folds: a run never mixes data.
+    """
+    path = Path(path)
+    train = table[table["split"] == "train"]
+    if not path.exists():
+        folds = assign_folds(add_wrists(train, classes), n_folds, seed)
+        with replacing(path) as temporary:
+            folds.to_csv(temporary, index=False)
+    folds = pd.read_csv(path, dtype={"ID": str, "image_name": str})
+    problems = []
+    for title, names in (
+        ("in the file but not in the data", set(folds["image_name"]) - set(train["image_name"])),
+        ("in the data but not in the file", set(train["image_name"]) - set(folds["image_name"])),
+    ):
+        if names:
+            problems.append(f"{len(names)} images {title}, such as {min(names)}")
+    if len(folds["fold"].unique()) != n_folds:
+        problems.append(f"n_folds is {n_folds}, the file has {len(folds['fold'].unique())}")
+    if len(folds[["ID", "fold"]].drop_duplicates()) > len(folds["ID"].unique()):
+        problems.append("a person is in two folds")
+    if problems:
+        advice = "choose another output_dir for other data or folds, or delete the file and what was trained with it"
+        raise DataError(f"{shown(path)} was written for another run; {advice}", problems)
+    return folds
+
+
+def split_fold(table: pd.DataFrame, folds: pd.DataFrame, fold: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and validation rows of `table` for one fold; -1 trains on everything and validates on nothing."""
+    of_image = table["image_name"].map(folds.set_index("image_name")["fold"])
+    train = table["split"] == "train"
+    return table[train & (of_image != fold)], table[train & (of_image == fold)]

@@ -1,0 +1,161 @@
+"""Cached images to batches; every draw derives from (seed, epoch, index), with any number of workers."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.data.cache import Cache
+from utils.data.flip import ANY_FLIP, FlipRule
+
+
+class TrainingSet(Dataset):
+    """Augmented training samples, looked up by (epoch, index), so that no worker needs a random state of its own.
+
+    A sample is `image` uint8 (channels, h, w), channels 1 or 3, and `label` uint8 (classes, h, w), 255 = full coverage.
+    Both stay uint8 until they are on the device: a float batch of 29 classes is four times the copying.
+    """
+
+    def __init__(self, cache: Cache, names: list[str], augmenter: Callable, seed: int):
+        self.cache, self.names, self.augmenter, self.seed = cache, names, augmenter, seed
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """The sample of (epoch, index)."""
+        epoch, index = key
+        entry = self.cache.read(self.names[index])
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, label = self.augmenter(entry.image, entry.label, rng)
+        return {"image": channels_first(image), "label": torch.from_numpy(label)}
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """All (epoch, index) pairs of one epoch, shuffled by (seed, epoch); the trainer calls `set_epoch`.
+
+    Incomplete last batches are filled from the next shuffle's start, so that every batch has the same size and no image
+    is left out of an epoch. With `sampler`, its indices are taken as they come instead; what it draws from torch
+    derives from (seed, epoch), as long as it has no generator of its own.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, sampler: Sampler | None = None):
+        self.size, self.seed, self.epoch, self.sampler = size, seed, 0, sampler
+        self.length = -(-size // batch_size) * batch_size if sampler is None else len(sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Samples per epoch; without a sampler of its own, a multiple of the batch size."""
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Pairs (epoch, index)."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.sampler is not None:
+            torch.manual_seed(int(rng.integers(2**62)))
+            return iter([(self.epoch, int(index)) for index in self.sampler])
+        order: list[int] = []
+        while len(order) < self.length:
+            order += rng.permutation(self.size).tolist()
+        return iter([(self.epoch, index) for index in order[: self.length]])
+
+
+class PlainSet(Dataset):
+    """Images without augmentation, in order: `image` uint8 (channels, h, w) and its `index`."""
+
+    def __init__(self, cache: Cache, names: list[str]):
+        self.cache, self.names = cache, names
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+        """One image."""
+        return {"image": channels_first(self.cache.read(self.names[index]).image), "index": index}
+
+
+def channels_first(image: np.ndarray) -> torch.Tensor:
+    """uint8 (h, w) or (h, w, 3) to a tensor (1, h, w) or (3, h, w)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), 2, 0)))
+
+
+def stack(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Collate; a batch that mixes grey and coloured images is coloured."""
+    batch = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if key == "image":
+            channels = max(v.shape[0] for v in values)
+            values = [v.expand(channels, -1, -1) for v in values]
+        batch[key] = torch.stack(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
+    return batch
+
+
+def normalise(image: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """uint8 (N, 1 or 3, h, w) to float32 (N, 3, h, w): (image / 255 - mean) / std."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=image.device).view(1, 3, 1, 1)
+    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=image.device).view(1, 3, 1, 1)
+    return image.float() * scale + offset
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The images of one fold model.
+
+    cache: built, at the network's resolution. train, validation: rows of the index (ID, image_name); validation may be
+    empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. sampler: any torch sampler over the
+    rows of `train`; None takes each image once per epoch.
+    """
+
+    cache: Cache
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    fold: int = -1
+    flip: FlipRule = ANY_FLIP
+    sampler: Sampler | None = None
+
+    def samples(self) -> int:
+        """Samples per epoch, before the last batch is filled."""
+        return len(self.train) if self.sampler is None else len(self.sampler)
+
+
+def training_loader(
+    data: FoldData, augmenter: Callable, batch_size: int, seed: int, num_workers: int = 0
+) -> DataLoader:
+    """Batches for training; the same with any number of workers. `augmenter`: see `data.augment`."""
+    names = data.train["image_name"].tolist()
+    sampler = EpochSampler(len(names), batch_size, seed, data.sampler)
+    return _loader(TrainingSet(data.cache, names, augmenter, seed), batch_size, num_workers, sampler=sampler)
+
+
+def plain_loader(cache: Cache, names: list[str], batch_size: int, num_workers: int = 0) -> DataLoader:
+    """Batches of unaugmented images in the order of `names`, for validation and inference."""
+    return _loader(PlainSet(cache, names), batch_size, num_workers)
+
+
+def _loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=stack,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_start_worker,
+        **options,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # one core a worker; OpenCV's own threads would fight over the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

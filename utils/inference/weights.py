@@ -1,0 +1,184 @@
+"""Choose the vote's weights and thresholds by out-of-fold scores, and estimate what they are worth on new people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from utils.data.cache import Cache
+from utils.inference.ensemble import FoldModel, vote_images
+from utils.masks.dice import dice_per_class, dice_table, mean_dice
+
+THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
+"""What `choose_thresholds` tries."""
+
+PICKS = 5
+"""Models that `choose_weights` picks one after the other, so weights are multiples of a fifth, a quarter, …"""
+
+
+def shared_images(fold_models: Sequence[FoldModel], folds: pd.DataFrame) -> dict[str, int]:
+    """The images, with their fold, for which every model has a fold model that did not see the person."""
+    models = {m.model for m in fold_models}
+    common = set.intersection(*({m.fold for m in fold_models if m.model == model} for model in models))
+    return {row.image_name: row.fold for row in folds.itertuples() if row.fold in common}
+
+
+def out_of_fold_dice(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    weights: dict[str, float],
+    threshold: float | Sequence[float] = 0.5,
+) -> pd.DataFrame:
+    """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
+    votes = vote_images(fold_models, images, "oof", weights, threshold, images)
+    return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
+    got from the other folds: the honest figure, because thresholds overfit easily. curve: Dice, thresholds × classes.
+    """
+
+    best: list[float]
+    curve: pd.DataFrame
+    fixed: float
+    tuned: float
+
+
+def choose_thresholds(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    weights: dict[str, float],
+    fixed: float = 0.5,
+) -> Thresholds:
+    """Per-class thresholds from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth."""
+    candidates = sorted({*THRESHOLDS, fixed})
+    tables = [out_of_fold_dice(fold_models, images, cache, weights, t) for t in candidates]
+    dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
+    at_fixed = candidates.index(fixed)
+    fold_of = tables[0].index.map(images).to_numpy()
+    crossed = np.empty_like(dice[0])
+    for fold in np.unique(fold_of):
+        here, others = fold_of == fold, fold_of != fold
+        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
+        crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
+    best = [candidates[i] for i in dice.mean(1).argmax(0)]
+    curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
+    return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote with them.
+    equal, crossed: mean Dice with equal weights, and with weights that each fold got from the other folds: the figure
+    to expect on new people.
+    """
+
+    best: dict[str, float]
+    dice: pd.DataFrame
+    equal: float
+    crossed: float
+
+
+def choose_weights(
+    fold_models: Sequence[FoldModel], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
+) -> Weights:
+    """Each model's weight from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth.
+
+    Greedy selection with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the best
+    model first, then whichever helps the vote most; the best of these votes counts. Images of a single fold leave
+    nothing to judge a choice by: there, weights stay equal.
+    """
+    models = sorted({m.model for m in fold_models})
+    fold_of = np.array([images[name] for name in images])
+    voted: dict[tuple[int, ...], pd.DataFrame] = {}
+
+    def dice(picks: Sequence[int]) -> pd.DataFrame:
+        counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
+        if counts not in voted:
+            voted[counts] = out_of_fold_dice(
+                fold_models, images, cache, dict(zip(models, counts, strict=True)), threshold
+            )
+        return voted[counts]
+
+    def select(rows: np.ndarray) -> tuple[int, ...]:
+        picks, path = (0,) * len(models), []
+        for _ in range(PICKS):
+            more = [tuple(n + (i == j) for j, n in enumerate(picks)) for i in range(len(models))]
+            picks = max(more, key=lambda some: mean_dice(dice(some)[rows]))
+            path.append(picks)
+        return max(path, key=lambda some: mean_dice(dice(some)[rows]))
+
+    equal = dice((1,) * len(models))
+    if len(np.unique(fold_of)) < 2:
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal))
+    crossed = equal.copy()
+    for fold in np.unique(fold_of):
+        crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
+    best = select(np.ones(len(fold_of), bool))
+    weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
+    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed))
+
+
+def model_weights(
+    fold_models: Sequence[FoldModel], models: Sequence[str], weights: Sequence[float]
+) -> dict[str, float]:
+    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError where they do not match."""
+    if not weights:
+        return {m.model: 1.0 for m in fold_models}
+    if len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"weights {list(weights)} for models {list(models)}: expected one number ≥ 0 for each named model, "
+            "not all of them 0"
+        )
+    return dict(zip(models, map(float, weights), strict=True))
+
+
+@dataclass(frozen=True)
+class Vote:
+    """How the models vote.
+
+    weights: by model, 0 leaves one out. tables: out-of-fold Dice (images × classes) of each model and of the
+    "ensemble", on the same images; empty where no image can be judged. crossed: mean Dice with weights that each fold
+    got from the others; None where weights were not tuned. summary: one line for people.
+    """
+
+    weights: dict[str, float]
+    tables: dict[str, pd.DataFrame]
+    crossed: float | None
+    summary: str
+
+
+def weigh_models(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    models: Sequence[str],
+    weights: Sequence[float],
+    tune: bool,
+    threshold: float,
+) -> Vote:
+    """Each model's weight: `weights` in the order of `models` where given, else tuned or equal; with the scores.
+
+    images: see `shared_images`; without any, weights stay as given or equal. Raises ValueError for weights that do not
+    match the models.
+    """
+    given = model_weights(fold_models, models, weights)
+    if not images:
+        return Vote(given, {}, None, "no image can be judged by all models, so there is no out-of-fold score")
+    tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold) for name in given}
+    crossed, summary = None, ""
+    if tune and not weights:
+        chosen = choose_weights(fold_models, images, cache, threshold)
+        given, tables["ensemble"], crossed = chosen.best, chosen.dice, chosen.crossed
+        summary = f"equal weights {chosen.equal:.4f}, chosen on the other folds {crossed:.4f}; "
+    else:
+        tables["ensemble"] = out_of_fold_dice(fold_models, images, cache, given, threshold)
+    dice = {name: mean_dice(table) for name, table in tables.items()}
+    best = max(given, key=dice.get)
+    summary += f"{len(images)} images: ensemble {dice['ensemble']:.4f}, {best} alone {dice[best]:.4f}"
+    return Vote(given, tables, crossed, f"{summary}: {dice['ensemble'] - dice[best]:+.4f}")

@@ -1,0 +1,113 @@
+"""Open a run: what every notebook needs after its parameters are checked, from plugins to folds and cache."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import utils.data.augment
+import utils.inference.tta
+import utils.models
+import utils.training.losses
+import utils.training.optimizers  # noqa: F401  (the built-in parts of every kind are registered)
+from utils.data.cache import Cache
+from utils.data.competition import read_classes, read_index
+from utils.data.flip import flip_rule
+from utils.data.folds import read_folds, split_fold
+from utils.data.loader import FoldData
+from utils.files import Progress, resolve
+from utils.pipeline.prerequisites import run_if_missing
+from utils.registry import load_plugins, named_parts
+from utils.sample.generator import ensure_sample
+
+
+@dataclass
+class Run:
+    """One run's data and where its results are.
+
+    data_dir: the data folder. output_dir: the run's folder. step: the notebook's name. table: one row per image, as
+    `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    step: str
+    table: pd.DataFrame
+    classes: list[str]
+    n_folds: int
+    seed: int
+
+    @cached_property
+    def folds(self) -> pd.DataFrame:
+        """ID, image_name, bent and fold of each training image, from the run's folds.csv, written if it does not exist.
+
+        Raises DataError where the file belongs to other data or another number of folds.
+        """
+        return read_folds(self.output_dir / "folds.csv", self.table, self.classes, self.n_folds, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Where this notebook's results go."""
+        return self.output_dir / self.step
+
+    @property
+    def test(self) -> list[str]:
+        """Names of the test images, in the submission's order."""
+        return self.table.loc[self.table["split"] == "test", "image_name"].tolist()
+
+    @property
+    def solution(self) -> Path | None:
+        """The test images' truth, None where the data folder has none."""
+        path = self.data_dir / "solution.csv"
+        return path if path.exists() else None
+
+    def cache(self, image_size: int, labels: str = "soft") -> Cache:
+        """The built cache at a resolution (pixels); `labels` as in `data.cache`."""
+        cache = Cache(self.output_dir / "cache", self.table, self.classes, image_size, labels)
+        cache.build(Progress("caching"))
+        return cache
+
+    def fold_data(
+        self,
+        fold: int,
+        image_size: int,
+        labels: str = "soft",
+        flip: str = "on",
+        flip_pairs: Sequence[Sequence[str]] = (),
+    ) -> FoldData:
+        """The images of one fold, cached at a resolution; `flip` and `flip_pairs` as in `data.flip.flip_rule`."""
+        train, validation = split_fold(self.table, self.folds, fold)
+        cache = self.cache(image_size, labels)
+        rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
+        return FoldData(cache, train, validation, fold, rule)
+
+
+def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
+    """Import the plugins, check the names of parts, find or make the data, and read its table and classes.
+
+    Args:
+        parameters: a notebook's checked parameters; data_dir, output_dir, n_folds and seed are read, plugins and the
+            names of parts where the notebook has them.
+        step: the notebook's name, such as "03_train".
+        needs: an earlier notebook, which is run first where its results are missing.
+
+    Returns:
+        The run, which gives paths, classes, images, folds and cache.
+
+    Raises:
+        Problems: plugins that can't be imported.
+        UnknownPart: names of parts that nobody registered, with the nearest ones.
+        DataError: a data folder that can't be used.
+        FileNotFoundError: a model asked for by name that is not trained or has not predicted yet.
+    """
+    load_plugins(parameters.get("plugins", []))
+    named_parts(parameters)
+    data_dir = ensure_sample(parameters["data_dir"])
+    if needs:
+        run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"))
+    output_dir = resolve(parameters["output_dir"])
+    table, classes = read_index(data_dir), read_classes(data_dir)
+    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"])
