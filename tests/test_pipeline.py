@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from tests.fake_run import FakeRun, make_data
 from utils.files import ROOT, read_json, write_json
-from utils.pipeline import profile, run_folder
+from utils.pipeline import changes, profile
 from utils.pipeline.leaderboard import as_text, read_leaderboard, show_leaderboard
 from utils.pipeline.profile import ProfileError, profile_path, read_profile, run_name, steps
 
@@ -53,34 +53,34 @@ def test_run_names():
 
 def test_the_data_fingerprint_changes_with_every_file(tmp_path):
     data = make_data(tmp_path / "data")
-    seen = [run_folder.fingerprint(data)]
+    seen = [changes.fingerprint(data)]
     assert len(seen[0]) == 6
     annotation = next(data.glob("train/outputs_json/*/*.json"))
     os.utime(annotation, (1, 1))
-    seen.append(run_folder.fingerprint(data))
+    seen.append(changes.fingerprint(data))
     (data / "solution.csv").write_text("image_name,class,rle\n")
-    seen.append(run_folder.fingerprint(data))
+    seen.append(changes.fingerprint(data))
     annotation.unlink()
-    seen.append(run_folder.fingerprint(data))
+    seen.append(changes.fingerprint(data))
     (data / "notes.txt").write_text("not read by anything")
     assert all(a != b for a, b in itertools.pairwise(seen))
-    assert run_folder.fingerprint(data) == seen[-1]
+    assert changes.fingerprint(data) == seen[-1]
 
 
 def test_bad_data_stops_before_anything_runs_and_other_data_of_the_same_name_is_refused(tmp_path):
     run, data = tmp_path / "run", make_data(tmp_path / "a" / "data")
-    assert run_folder.prepare_data(run, data, profile.Profile()) == data
+    assert changes.prepare_data(run, data, profile.Profile()) == data
     made = (run / "data.json").stat().st_mtime_ns
-    run_folder.prepare_data(run, data, profile.Profile())
+    changes.prepare_data(run, data, profile.Profile())
     assert (run / "data.json").stat().st_mtime_ns == made
     write_json(run / "run.json", {"data_dir": str(data)})
     other = make_data(tmp_path / "b" / "data")
-    with pytest.raises(run_folder.RunError, match="was made from"):
-        run_folder.prepare_data(run, other, profile.Profile())
+    with pytest.raises(changes.RunError, match="was made from"):
+        changes.prepare_data(run, other, profile.Profile())
     for path in data.glob("train/outputs_json/*/*.json"):
         path.write_text("{}")
     with pytest.raises(ValueError, match="2 problems"):
-        run_folder.prepare_data(run, data, profile.Profile())
+        changes.prepare_data(run, data, profile.Profile())
 
 
 @pytest.fixture(scope="module")

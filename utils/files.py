@@ -2,8 +2,8 @@
 
 import json
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,20 +58,15 @@ class Progress:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place in one rename.
+    """Yield the path of a new file beside `path`; on success that file takes `path`'s place in one rename.
 
-    A reader sees the old file or the new one, never a part, whatever kills the writer.
+    A reader sees the old file or the new one, never a part of it, even if the writer is killed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".part{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a team reads these
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -88,8 +83,10 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file."""
+def read_json(path: str | Path, *missing: Any) -> Any:
+    """The value in a JSON file; where there is no such file, the second argument if there is one."""
+    if missing and not Path(path).exists():
+        return missing[0]
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,32 @@ from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, Validatio
 
 from utils.errors import Problems, unknown
 
-TYPES = ("int", "float", "bool", "str", "list", "dict")
+
+def _yaml(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError("not YAML") from error
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+YAML, NUMBER = BeforeValidator(_yaml), BeforeValidator(_number)
+TYPES = {
+    "int": Annotated[int, NUMBER],
+    "float": Annotated[FiniteFloat, NUMBER],
+    "bool": bool,
+    "str": Annotated[str, Field(strict=True), BeforeValidator(lambda value: "" if value is None else value)],
+    "list": Annotated[list, YAML],
+    "dict": Annotated[dict[str, Any], YAML],
+}
+"""What pydantic accepts for each declared type; it converts text to numbers and truth values itself."""
 
 RANGES: dict[str, tuple[str, Any]] = {
     "fold": ("int", Field(ge=-1)),
@@ -97,9 +122,8 @@ def declared(notebook: str | Path) -> dict[str, Parameter]:
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ParameterError([f"{notebook}: {len(tagged)} cells have the tag `parameters`; expected one"])
-    source = tagged[0]["source"]
     try:
-        return parse_cell(source if isinstance(source, str) else "".join(source))
+        return parse_cell("".join(tagged[0]["source"]))  # a string, or a list of them
     except ParameterError as error:
         raise ParameterError(f"{notebook}: {p}" for p in error.problems) from None
 
@@ -151,48 +175,17 @@ def _statements(source: str) -> list[ast.stmt]:
 
 def _adapter(name: str, parameter: Parameter) -> TypeAdapter:
     limited, limit = RANGES.get(name, ("", None))
-    kind = _type(parameter.type, parameter.default)
+    kind = _type(parameter)
     return TypeAdapter(Annotated[kind, limit] if limited == parameter.type else kind)
 
 
-def _type(kind: str, default: Any = None) -> Any:
+def _type(parameter: Parameter) -> Any:
     """The pydantic type of a declared type; a list's elements are of the default's elements' type."""
-    if kind == "list":
-        kinds = {type(element).__name__ for element in default or []}
-        kinds = {"float"} if kinds == {"int", "float"} else kinds
-        element = _type(kinds.pop()) if len(kinds) == 1 and kinds <= set(TYPES) - {"list"} else Any
-        return Annotated[list[element], BeforeValidator(_parsed)]
-    if kind == "dict":
-        return Annotated[dict[str, Any], BeforeValidator(_parsed)]
-    if kind == "str":
-        return Annotated[str, Field(strict=True), BeforeValidator(lambda value: "" if value is None else value)]
-    return Annotated[{"int": int, "float": FiniteFloat, "bool": bool}[kind], BeforeValidator(globals()[f"_{kind}"])]
-
-
-def _parsed(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError("not YAML") from error
-    return value
-
-
-def _int(value: Any) -> Any:
-    number = _float(value)
-    return int(number) if isinstance(number, float) and number.is_integer() else number
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("not a number")
-    if isinstance(value, str):
-        return float(value)
-    return value
-
-
-def _bool(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
+    if parameter.type != "list":
+        return TYPES[parameter.type]
+    kinds = {type(element).__name__ for element in parameter.default}
+    kind = "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else ""
+    return Annotated[list[TYPES.get(kind, Any)], YAML]
 
 
 def _problem(name: str, value: Any, kind: str, error: ValidationError) -> str:

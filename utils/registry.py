@@ -21,15 +21,8 @@ from typing import Any, NamedTuple
 from utils.errors import Problems, unknown
 from utils.files import resolve, shown
 
-PARAMETERS = {
-    "architecture": "model",
-    "architectures": "model",
-    "loss": "loss",
-    "augmentation": "augmentation",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "tta": "tta",
-}
+PARAMETERS = {"architecture": "model", "architectures": "model"}
+PARAMETERS |= {kind: kind for kind in ("loss", "augmentation", "optimizer", "schedule", "tta")}
 """The kind of part that a parameter of this name holds."""
 
 
@@ -175,9 +168,8 @@ def _register(kind: str, names: tuple[str, ...], family: str = "") -> Callable:
         for name in names:
             known = _parts.get((kind, name))
             if known and (known.plugin != origin[0] or _module(known.build) != _module(build)):
-                raise ValueError(
-                    f"the {kind} {name!r} exists already ({known.plugin or 'built in'}); choose another name"
-                )
+                where = known.plugin or "built in"
+                raise ValueError(f"the {kind} {name!r} exists already ({where}); choose another name")
             _parts[kind, name] = Part(name, kind, build, family, *origin)
         return build
 

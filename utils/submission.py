@@ -37,8 +37,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     Joining the lines here takes 0.03 s for 8,352 rows (22 MB); `DataFrame.to_csv` and csv.writer take 0.2 s.
     """
     names, classes, rles = (frame[column].fillna("").tolist() for column in COLUMNS)
-    keys = [f"{_quoted(name)},{_quoted(label)}" for name, label in zip(names, classes, strict=True)]
-    lines = [f"{key},{text}\n" for key, text in zip(keys, rles, strict=True)]
+    lines = [f"{_quoted(n)},{_quoted(c)},{text}\n" for n, c, text in zip(names, classes, rles, strict=True)]
     write_text(path, "".join([",".join(COLUMNS) + "\n", *lines]))
 
 
@@ -56,8 +55,7 @@ def read(path: str | Path) -> pd.DataFrame:
         fields = split(text.split("\n"))
         header = next(fields)
         if header != COLUMNS:
-            found = ",".join(header)[:80]
-            problems.append(f"line 1: expected the columns {','.join(COLUMNS)}, found {found!r}")
+            problems.append(f"line 1: expected the columns {','.join(COLUMNS)}, found {','.join(header)[:80]!r}")
         for line, row in enumerate([] if problems else fields, 2):
             if len(row) == len(COLUMNS):
                 rows.append(row)
@@ -65,33 +63,22 @@ def read(path: str | Path) -> pd.DataFrame:
             elif any(row):  # not a blank line
                 problems.append(f"line {line}: expected 3 fields (an empty mask is 'name,class,'), found {len(row)}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problem = f"not a readable CSV file, expected text with the columns {','.join(COLUMNS)} ({error})"
-        raise DataError(f"{path}: not a submission file", [problem]) from error
-    if problems:
-        raise DataError(f"{path}: not a submission file", problems)
+        problems = [f"not a readable CSV file, expected text with the columns {','.join(COLUMNS)} ({error})"]
+    _refuse(f"{path}: not a submission file", problems)
     return pd.DataFrame(rows, columns=COLUMNS, index=lines, dtype=object)
 
 
 def expected_rows(data_dir: str | Path) -> pd.DataFrame:
     """The rows of a submission in the competition's order: image_name, class, the image's height and width (pixels)."""
     images = read_index(data_dir, splits=("test",))[["image_name", "height", "width"]]
-    rows = images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")
-    return rows[[*KEY, "height", "width"]]
+    return images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")[[*KEY, "height", "width"]]
 
 
 def check(path: str | Path, data_dir: str | Path) -> list[str]:
-    """Find everything that is wrong with a submission file.
+    """Everything that is wrong with a submission file, one text per problem; [] for a valid file.
 
-    Args:
-        path: the CSV file.
-        data_dir: data folder; its test images and classes are the rows that the file must have, in their order.
-
-    Returns:
-        One text per problem, [] for a valid file: wrong columns or lines; unknown, repeated, missing or misplaced rows;
-        malformed masks and masks that end past the image's last pixel.
-
-    Raises:
-        DataError: if the data folder itself can't be read.
+    That is: wrong columns or lines; rows other than those of `data_dir`'s test images and classes, or in another order;
+    malformed masks, and masks that end past the image's last pixel. Raises DataError if `data_dir` can't be read.
     """
     try:
         frame = read(path)
@@ -146,8 +133,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
 
     Raises DataError unless both have the same rows of well-formed masks.
     """
-    tables = _aligned([path_a, path_b])
-    (_, a), (_, b) = tables
+    (_, a), (_, b) = tables = _aligned([path_a, path_b])
     identical = a["rle"].to_numpy() == b["rle"].to_numpy()
     return a[KEY].assign(dice=_on_masks(rle.dice_column, tables), identical=identical).reset_index(drop=True)
 
@@ -164,24 +150,21 @@ def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = T
                 f"{len(unknown)} rows with an unknown {column}, first line {unknown.index[0]}: {value!r}; "
                 f"expected one of {len(known)}, such as {nearest(value, known)[0]!r}; {do}"
             )
-    repeated = frame[frame.duplicated(KEY)]
-    if len(repeated):
-        name, label = repeated[KEY].iloc[0]
-        lines = frame.index[(frame["image_name"] == name) & (frame["class"] == label)]
-        where = f"{name}, {label} in lines {', '.join(map(str, lines[:3]))}"
-        problems.append(f"{len(repeated)} repeated rows, first {where}; expected one per image and class; remove them")
     wanted, present = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(frame[KEY])
+    repeated = present[present.duplicated()]
+    if len(repeated):
+        lines = frame.index[present == repeated[0]]
+        where = f"{', '.join(repeated[0])} in lines {', '.join(map(str, lines[:3]))}"
+        problems.append(f"{len(repeated)} repeated rows, first {where}; expected one per image and class; remove them")
     extra = frame[~present.isin(wanted) & np.all([frame[c].isin(expected[c]) for c in KEY], axis=0)]
     if len(extra):
         where = f"line {extra.index[0]}: {', '.join(extra[KEY].iloc[0])}"
         problems.append(f"{len(extra)} rows that are not expected, first {where}; remove them")
     missing = wanted[~wanted.isin(present)]
     if len(missing):
-        images = missing.get_level_values(0).nunique()
-        some = "; ".join(f"{name}, {label}" for name, label in missing[:3])
         problems.append(
-            f"{len(missing)} of {len(expected)} rows are missing, in {images} images, first {some}; "
-            "add them (an empty mask is an empty field)"
+            f"{len(missing)} of {len(expected)} rows are missing, in {missing.unique(0).size} images, first "
+            f"{'; '.join(map(', '.join, missing[:3]))}; add them (an empty mask is an empty field)"
         )
     if ordered and not problems and not (wanted == present).all():
         i = int(np.argmax(wanted != present))
@@ -196,12 +179,9 @@ def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> 
     """Malformed masks of `frame`, and with `expected` runs past the end of the image."""
     texts = frame["rle"].tolist()
     _, ends, row, wrong = rle.parse_column(texts)
-    problems = {
-        i: f"malformed RLE: {rle.problem(texts[i])}; encode the mask with utils.masks.rle.encode" for i in wrong
-    }
+    problems = {i: f"malformed RLE: {rle.problem(texts[i])}; write it with utils.masks.rle.encode" for i in wrong}
     if expected is not None:
-        sizes = expected.drop_duplicates("image_name").set_index("image_name")
-        sizes = sizes.reindex(frame["image_name"])
+        sizes = expected.drop_duplicates("image_name").set_index("image_name").reindex(frame["image_name"])
         last = np.zeros(len(frame), np.int64)
         np.maximum.at(last, row, ends)
         for i in np.flatnonzero(last > (sizes["height"] * sizes["width"]).fillna(np.inf).to_numpy()):
@@ -213,7 +193,7 @@ def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> 
     names = frame[KEY].to_numpy()
     messages = [f"line {frame.index[i]}, {', '.join(names[i])}: {problems[i]}" for i in sorted(problems)]
     more = len(messages) - EXAMPLES
-    return messages if more <= 0 else [*messages[:EXAMPLES], f"… and {more} more rows with a bad RLE"]
+    return messages[:EXAMPLES] + ([f"… and {more} more rows with a bad RLE"] if more > 0 else [])
 
 
 def _aligned(sources: Sequence[str | Path | pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
@@ -224,8 +204,7 @@ def _aligned(sources: Sequence[str | Path | pd.DataFrame]) -> list[tuple[str, pd
     tables = []
     for number, source in enumerate(sources, 1):
         if isinstance(source, pd.DataFrame):
-            lines = np.arange(len(source)) + 2  # as if it had been written
-            tables.append((f"table {number}", source[COLUMNS].set_axis(lines)))
+            tables.append((f"table {number}", source[COLUMNS].set_axis(range(2, len(source) + 2))))  # as if written
         else:
             tables.append((str(source), read(source)))
     name, first = tables[0]
@@ -264,34 +243,28 @@ def _print_per_class(table: pd.DataFrame) -> None:
         print(f"  {label:<16} {value:.4f}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (0: done, the file is valid; 1: the problems are printed)."""
+def main() -> None:
+    """The command line; where a file is not valid or can't be read, print the problems and exit with status 1."""
     parser = argparse.ArgumentParser(prog="python -m utils.submission", description="Submission files (CSV).")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="is this a valid submission?")
-    command.set_defaults(run=_check)
     command.add_argument("file")
     command.add_argument("--data", required=True, help="data folder, whose test images are expected")
     command = commands.add_parser("score", help="mean Dice against a solution, and per class")
-    command.set_defaults(run=lambda options: _print_per_class(score(options.file, options.solution, options.data)))
     command.add_argument("file")
     command.add_argument("solution")
     command.add_argument("--data", help="data folder: also check that masks end inside its images")
     command = commands.add_parser("vote", help="hard vote of several submissions")
-    command.set_defaults(run=_vote)
     command.add_argument("files", nargs="+")
     command.add_argument("--out", required=True)
     command.add_argument("--min-votes", type=int, help="files that must set a pixel (default: more than half)")
     command = commands.add_parser("diff", help="where do two submissions differ?")
-    command.set_defaults(run=_diff)
     command.add_argument("files", nargs=2)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     try:
-        options.run(options)
+        {"check": _check, "score": _score, "vote": _vote, "diff": _diff}[options.command](options)
     except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(str(error))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -299,6 +272,10 @@ def _check(options: argparse.Namespace) -> None:
         raise DataError(f"{options.file}: not a valid submission for {options.data}", problems, shown=50)
     rows = expected_rows(options.data)
     print(f"OK: {rows['image_name'].nunique()} images × {rows['class'].nunique()} classes")
+
+
+def _score(options: argparse.Namespace) -> None:
+    _print_per_class(score(options.file, options.solution, options.data))
 
 
 def _vote(options: argparse.Namespace) -> None:
@@ -317,4 +294,4 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from utils.eda.statistics import overlap_table
 from utils.eda.survey import Survey
 
 COLUMNS = ["image_name", "ID", "class", "reason", "score"]
@@ -41,9 +42,8 @@ def suspicious(found: Survey) -> pd.DataFrame:
 
 def _missing(found: Survey) -> list[tuple]:
     """Classes that most images have and this one has not."""
-    present = pd.crosstab(found.bones["image_name"], found.bones["class"])
     annotated = found.images.loc[found.images["annotation"] != "", "image_name"]
-    present = present.reindex(annotated, fill_value=0)
+    present = pd.crosstab(found.bones["image_name"], found.bones["class"]).reindex(annotated, fill_value=0)
     share = present.mean()
     return [
         (image, name, f"missing, though {share[name]:.0%} of the images have it", 1.0)
@@ -66,15 +66,12 @@ def _shapes(found: Survey) -> list[tuple]:
 
 def _overlaps(found: Survey) -> list[tuple]:
     """Pairs of classes that overlap here but hardly ever elsewhere."""
-    have = pd.crosstab(found.bones["image_name"], found.bones["class"])
-    rows = []
-    for (a, b), group in found.pairs.groupby(["a", "b"]):
-        images = int((have[a] & have[b]).sum())
-        if len(group) <= RARE * images:
-            for row in group[group["iou"] > RARE_IOU].itertuples():
-                wrong, other = _more_unusual_first(found, row.image_name, a, b)
-                reason = f"overlaps {other} (IoU {row.iou:.2f}), which only {len(group)} of {images} images show"
-                rows.append((row.image_name, wrong, reason, row.iou / RARE_IOU))
+    usual, rows = overlap_table(found).drop(columns="iou"), []
+    rare = found.pairs[found.pairs["iou"] > RARE_IOU].merge(usual[usual["images"] <= RARE * usual["of"]])
+    for row in rare.itertuples():
+        wrong, other = _more_unusual_first(found, row.image_name, row.a, row.b)
+        reason = f"overlaps {other} (IoU {row.iou:.2f}), which only {row.images} of {row.of} images show"
+        rows.append((row.image_name, wrong, reason, row.iou / RARE_IOU))
     return rows
 
 

@@ -55,12 +55,11 @@ def bone_sizes(found: Survey) -> pd.DataFrame:
     hand_size is the mean over the person's images of the square root of the area of all classes but Radius and Ulna,
     which the image's border cuts off at any length.
     """
-    measures = [c for c in ("age", "weight_kg", "height_cm") if c in found.images]
-    if not measures or "sex" not in found.images:
+    if "sex" not in found.images:
         return pd.DataFrame(columns=["hand_size"])
     whole = found.bones[~found.bones["class"].isin(["Radius", "Ulna"])]
     size = np.sqrt(whole.groupby(["ID", "image_name"])["area"].sum()).groupby("ID").mean().rename("hand_size")
-    people = found.images.drop_duplicates("ID").set_index("ID")[["sex", *measures]]
+    people = found.images.drop_duplicates("ID").set_index("ID")[["sex", "age", "weight_kg", "height_cm"]]
     return people.join(size, how="inner").dropna(subset=["hand_size"])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 
 import cv2
 import numpy as np
@@ -92,11 +92,9 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
     measured = {**_grey_statistics(counts), "colour": pixels.ndim == 3}
     histogram = counts.reshape(BINS, -1).sum(axis=1) / counts.sum()
     if not row.annotation:
-        unknown = {"labelled": np.nan, "multi_label": np.nan, "wrist_angle": np.nan}
-        return measured | unknown, [], [], {}, histogram
+        return measured | dict.fromkeys(("labelled", "multi_label", "wrist_angle"), np.nan), [], [], {}, histogram
     polygons = read_annotation(row.annotation, classes, size)
-    drawn = {number: draw_region(polygons[name], size) for number, name in enumerate(classes)}
-    drawn = {number: patch for number, patch in drawn.items() if patch[0].any()}
+    drawn = {n: patch for n, name in enumerate(classes) if (patch := draw_region(polygons[name], size))[0].any()}
     areas = {number: int(np.count_nonzero(mask)) for number, (mask, _) in drawn.items()}
     orders = sorted(drawn, key=lambda n: (-areas[n], -n)), sorted(drawn)[::-1]
     kept = [_keep_one(drawn, order, size) for order in orders]
@@ -152,42 +150,35 @@ def _keep_one(drawn: dict[int, Patch], order: list[int], size: tuple[int, int]) 
 
 def _overlaps(drawn: dict[int, Patch]) -> list[tuple[int, int, int]]:
     """(a, b, shared pixels) of the pairs of classes whose masks overlap, a < b."""
-    numbers = list(drawn)
-    boxes = np.array([(y, x, y + mask.shape[0], x + mask.shape[1]) for mask, (y, x) in drawn.values()]).reshape(-1, 4)
     found = []
-    for i, a in enumerate(numbers):
-        low, high = np.maximum(boxes[i, :2], boxes[i + 1 :, :2]), np.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])
-        for j in np.flatnonzero((low < high).all(axis=1)).tolist():
-            (top, left), (bottom, right) = low[j], high[j]
-            one, other = (
-                mask[top - corner[0] : bottom - corner[0], left - corner[1] : right - corner[1]]
-                for mask, corner in (drawn[a], drawn[numbers[i + 1 + j]])
-            )
-            shared = np.count_nonzero(one & other)
-            if shared:
-                found.append((a, numbers[i + 1 + j], shared))
+    for (a, (one, (top, left))), (b, (other, (y, x))) in combinations(drawn.items(), 2):
+        low = max(top, y), max(left, x)
+        high = min(top + one.shape[0], y + other.shape[0]), min(left + one.shape[1], x + other.shape[1])
+        if low[0] < high[0] and low[1] < high[1]:
+            here = one[low[0] - top : high[0] - top, low[1] - left : high[1] - left]
+            there = other[low[0] - y : high[0] - y, low[1] - x : high[1] - x]
+            if shared := np.count_nonzero(here & there):
+                found.append((a, b, shared))
     return found
 
 
 def pieces_and_holes(mask: np.ndarray) -> tuple[int, int]:
-    """The number of 8-connected pieces of a bool mask, and of holes in them."""
-    padded = np.pad(mask.view(np.uint8), 1)
-    _, hierarchy = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer = int(np.count_nonzero(hierarchy[0][:, 3] < 0)) if hierarchy is not None else 0
-    return outer, (len(hierarchy[0]) - outer if hierarchy is not None else 0)
+    """The number of 8-connected pieces of a bool mask that is not empty, and of holes in them."""
+    _, hierarchy = cv2.findContours(np.pad(mask.view(np.uint8), 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = int(np.count_nonzero(hierarchy[0][:, 3] < 0))
+    return outer, len(hierarchy[0]) - outer
 
 
 def crossing_loop(points: np.ndarray) -> float:
     """The largest loop that a polygon, int (n, 2), cuts off by crossing itself, as a share of the area; 0 for none."""
-    p = points.astype(np.int64)
-    a, b = p, np.roll(p, -1, axis=0)
+    a = points.astype(np.int64)
+    b = np.roll(a, -1, axis=0)
 
-    def side(start: np.ndarray, end: np.ndarray, point: np.ndarray) -> np.ndarray:
-        d, e = (end - start)[:, None], point[None] - start[:, None]
+    def side(point: np.ndarray) -> np.ndarray:
+        d, e = (b - a)[:, None], point[None] - a[:, None]
         return np.sign(d[..., 0] * e[..., 1] - d[..., 1] * e[..., 0])
 
-    ends = side(a, b, a), side(a, b, b)
-    apart = ends[0] * ends[1] < 0
+    apart = side(a) * side(b) < 0
     i, j = np.nonzero(np.triu(apart & apart.T))
     if not i.size:
         return 0.0
@@ -195,7 +186,7 @@ def crossing_loop(points: np.ndarray) -> float:
     at = (between[:, 0] * e[:, 1] - between[:, 1] * e[:, 0]) / (d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0])
     x, y = (a[i] + at[:, None] * d).T
     steps = np.append(0, np.cumsum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]))
-    first, last = p[i + 1], p[j]  # the loop runs from the crossing (x, y) through these back to it
+    first, last = a[i + 1], a[j]  # the loop runs from the crossing (x, y) through these back to it
     loop = steps[j] - steps[i + 1] + x * first[:, 1] - y * first[:, 0] + last[:, 0] * y - last[:, 1] * x
     rest = steps[-1] - loop
     return float((np.minimum(abs(loop), abs(rest)) / np.maximum(abs(loop) + abs(rest), 1)).max())

@@ -2,16 +2,7 @@
 # ruff: noqa: F401
 
 from utils.figures.charts import LiveCurves, class_dice, curves, leaderboard, thresholds
-from utils.figures.eda import (
-    argmax_losses,
-    body,
-    class_areas,
-    density_maps,
-    exposure,
-    fold_sizes,
-    overlap_matrix,
-    wrists,
-)
+from utils.figures.eda import argmax_losses, body, class_areas, exposure, fold_sizes, overlap_matrix, wrists
 from utils.figures.model_zoo import activations, dice_against_cost
-from utils.figures.overlays import batch, errors, overlay, overlays, picture_items
+from utils.figures.overlays import batch, density_maps, errors, overlay, overlays, picture_items
 from utils.figures.style import DPI, class_colours, save

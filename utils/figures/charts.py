@@ -79,9 +79,8 @@ def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
             ax.scatter(values, heights, s=3, color=SOFT, alpha=0.35, linewidths=0, rasterized=True)
         ax.hlines(rows, tenth, ninetieth, color=colours, linewidth=6 if alone else 3, alpha=0.55)
         label = f"{model}: mean {np.nanmean(values):.4f}"
-        ax.scatter(
-            np.nanmean(values, axis=0), rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3, label=label
-        )
+        means = np.nanmean(values, axis=0)
+        ax.scatter(means, rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3, label=label)
     title = label if alone else ""
     describe(ax, title, "Dice: mean (dot), 10th to 90th percentile of the images (bar)", grid="x", rows=classes)
     ax.set(xlim=(max(0.0, low - 0.02), 1.004))
@@ -98,11 +97,11 @@ def thresholds(table: pd.DataFrame, current: float = 0.5) -> Figure:
     figure, axes = new_figure(WIDTH, 3.6, 1, 2)
     mean, colours = table.mean(axis=1), class_colours(table.columns)
     best = mean.idxmax()
+    below = table - table.max()
     for name in table.columns if len(table.columns) > 1 else []:
-        below, colour = table[name] - table[name].max(), readable(colours[name])
-        axes[0].plot(table.index, below, color=colour, linewidth=0.8, alpha=0.7)
+        axes[0].plot(table.index, below[name], color=readable(colours[name]), linewidth=0.8, alpha=0.7)
     axes[0].plot(table.index, mean - mean.max(), color=INK, linewidth=2.2, label="mean of the classes")
-    axes[0].set_ylim(bottom=max(-0.05, float((table - table.max()).min().min())) * 1.05)
+    axes[0].set_ylim(bottom=max(-0.05, float(below.min().min())) * 1.05)
     axes[0].legend(loc="lower center", fontsize=9, frameon=False)
     axes[1].plot(table.index, mean, color=INK, linewidth=2.2)
     axes[1].plot(best, mean[best], marker="*", markersize=13, color=PALETTE[3])

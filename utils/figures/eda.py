@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -28,28 +27,6 @@ def class_areas(found: Survey) -> Figure:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     ax.xaxis.set_minor_locator(NullLocator())
     describe(ax, x="share of the image: mean (dot), smallest to largest (bar)", grid="x", rows=table.index)
-    return figure
-
-
-def density_maps(found: Survey) -> Figure:
-    """Where each class lies: the share of the annotated images that have it there, all maps on one colour scale."""
-    columns = min(8, len(found.classes))
-    rows = -(-len(found.classes) // columns)
-    side = min((WIDTH - 0.9) / columns, 4.0)
-    figure, axes = new_figure(side * columns + 0.9, rows * (side + 0.25) + 0.1, rows, columns)
-    scale = PowerNorm(0.5, 0, max(float(found.density.max()), 1e-6))  # square root, so that faint maps are seen
-    for ax in axes[len(found.classes) :]:
-        ax.remove()
-    axes = axes[: len(found.classes)]
-    for ax, name, plane in zip(axes, found.classes, found.density, strict=True):
-        drawn = ax.imshow(plane, cmap="magma", norm=scale)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        ax.set_title(name, fontsize=9, color=INK)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    bar.ax.tick_params(labelsize=8)
-    bar.set_label("of the images", fontsize=9)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Images with masks drawn on them: outlines, soft labels of a batch, the errors of a prediction."""
+"""Images with masks drawn on them: outlines, labels of a batch, errors of a prediction, and where each class lies."""
 
 import re
 import textwrap
@@ -10,64 +10,57 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 
 from utils.data.cache import make_entry
+from utils.eda.survey import Survey
 from utils.figures.style import INK, SOFT, WIDTH, NotebookFigure, class_colours, new_figure
 from utils.masks import rle
 from utils.masks.dice import dice_per_class
 from utils.masks.labels import coverage
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Picture = tuple[str, np.ndarray, Sequence[str], Size]
+"""An image to draw with its masks: title, uint8 (h, w) or (h, w, 3), full-size RLE per class, size (H, W)."""
 MISSED, FALSE = "#3FA7FF", "#FF8C1A"
 """Colours of pixels that a prediction lacks, and of those it has wrongly."""
 
 
-def show_image(ax: Axes, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
+def show_image(ax: Axes, image: np.ndarray, size: Size | None = None) -> None:
     """Draw an image, uint8 (h, w) or (h, w, 3), without axes; `size` (H, W) stretches it to its original pixels."""
     height, width = size or image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    ax.set_axis_off()
 
 
 def overlay(
-    ax: Axes,
-    image: np.ndarray,
-    rles: Sequence[str],
-    size: tuple[int, int],
-    classes: Sequence[str],
-    labels: bool = True,
-    fill: float = 0.25,
+    ax: Axes, image: np.ndarray, rles: Sequence[str], size: Size, classes: Sequence[str], labels: bool = True
 ) -> None:
     """Draw an image, uint8 (h, w) or (h, w, 3), and the outline of each class's mask.
 
-    rles: full-size RLE, one per class; size: (H, W) of the full image, of which `image` may be a smaller version; fill:
-    opacity of the masks, 0 to 1; labels: write the class names, beside a mask that is too small (not for one class).
+    rles: full-size RLE, one per class; size: (H, W) of the full image, of which `image` may be a smaller version;
+    labels: write the class names, beside a mask that is too small (not for one class).
     """
     show_image(ax, image, size)
     colours, places = class_colours(classes), {}
     for name, text in zip(classes, rles, strict=True):
         mask, (top, left) = rle.mask_region(text, size)
         if mask.size:
-            draw_outlines(ax, text, size, image.shape[:2], colours[name], 0.9, (*colours[name], fill))
+            draw_outlines(ax, text, size, image.shape[:2], colours[name], 0.9, (*colours[name], 0.25))
             ys, xs = np.nonzero(mask)
             places[name] = (left + xs.mean(), top + ys.mean(), *mask.shape[::-1])
     if labels and len(classes) > 1:
         _write_names(ax, places, size, colours)
 
 
-def overlays(
-    items: Sequence[tuple[str, np.ndarray, Sequence[str], tuple[int, int]]],
-    classes: Sequence[str],
-    columns: int = 4,
-    labels: bool = True,
-) -> Figure:
-    """A grid of images, each drawn by `overlay`: `items` hold their (title, image, rles, size), see `picture_items`."""
+def overlays(items: Sequence[Picture], classes: Sequence[str], columns: int = 4, labels: bool = True) -> Figure:
+    """A grid of images, each drawn by `overlay`; `picture_items` makes `items` from rows of the index."""
     figure, axes = image_grid([item[0] for item in items], [item[3] for item in items], columns)
     for ax, (_, image, rles, size) in zip(axes, items, strict=False):
         overlay(ax, image, rles, size, classes, labels)
@@ -76,17 +69,14 @@ def overlays(
 
 def picture_items(
     images: pd.DataFrame, titles: Sequence[str], classes: list[str], image_size: int = 512
-) -> list[tuple[str, np.ndarray, list[str], tuple[int, int]]]:
-    """What `overlays` draws, for annotated rows of the index: (title, image, full-size RLE per class, size).
+) -> list[Picture]:
+    """What `overlays` draws, for annotated rows of the index.
 
-    Images are uint8 with `image_size` × `image_size` pixels, `size` is (H, W) of the original. Raises what
+    Images have `image_size` × `image_size` pixels, `size` is that of the original. Raises what
     `utils.data.cache.make_entry` raises.
     """
-    items = []
-    for row, title in zip(images.itertuples(), titles, strict=True):
-        entry = make_entry(row.image, row.annotation, classes, (image_size, image_size))
-        items.append((title, entry.image, entry.truth, entry.size))
-    return items
+    entries = (make_entry(row.image, row.annotation, classes, (image_size, image_size)) for row in images.itertuples())
+    return [(title, entry.image, entry.truth, entry.size) for title, entry in zip(titles, entries, strict=True)]
 
 
 def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit: int = 8) -> Figure:
@@ -108,12 +98,7 @@ def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit:
 
 
 def errors(
-    title: str,
-    image: np.ndarray,
-    truth: Sequence[str],
-    predicted: Sequence[str],
-    size: tuple[int, int],
-    classes: Sequence[str],
+    title: str, image: np.ndarray, truth: Sequence[str], predicted: Sequence[str], size: Size, classes: Sequence[str]
 ) -> Figure:
     """Missed and false pixels of a prediction: the whole image, and a closer look at the class with the lowest Dice.
 
@@ -143,17 +128,36 @@ def errors(
     return figure
 
 
-def image_grid(
-    titles: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int
-) -> tuple[NotebookFigure, list[Axes]]:
+def density_maps(found: Survey) -> Figure:
+    """Where each class lies: the share of the annotated images that have it there, all maps on one colour scale."""
+    columns = min(8, len(found.classes))
+    rows = -(-len(found.classes) // columns)
+    side = min((WIDTH - 0.9) / columns, 4.0)
+    figure, axes = new_figure(side * columns + 0.9, rows * (side + 0.25) + 0.1, rows, columns)
+    scale = PowerNorm(0.5, 0, max(float(found.density.max()), 1e-6))  # square root, so that faint maps are seen
+    for ax in axes[len(found.classes) :]:
+        ax.remove()
+    axes = axes[: len(found.classes)]
+    for ax, name, plane in zip(axes, found.classes, found.density, strict=True):
+        drawn = ax.imshow(plane, cmap="magma", norm=scale)
+        ax.set_axis_off()
+        ax.set_title(name, fontsize=9, color=INK)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("of the images", fontsize=9)
+    return figure
+
+
+def image_grid(titles: Sequence[str], sizes: Sequence[Size], columns: int) -> tuple[NotebookFigure, list[Axes]]:
     """A figure with axes for images of `sizes` (h, w), one per title; long titles are wrapped."""
-    columns = max(1, min(columns, len(titles)))
+    columns = min(columns, len(titles))
     width = min(WIDTH / columns, 5.0)
     texts = ["\n".join(textwrap.wrap(title, int(width / 0.085))) for title in titles]
     rows = -(-len(titles) // columns)
     lines = max(text.count("\n") + 1 for text in texts)
     height = width * min(max(h / w for h, w in sizes), 2.0) + 0.2 * lines + 0.12
-    figure, axes = new_figure(width * columns, rows * height, max(rows, 1), columns)
+    figure, axes = new_figure(width * columns, rows * height, rows, columns)
     for ax in axes[len(titles) :]:
         ax.remove()
     for ax, text in zip(axes, texts, strict=False):
@@ -162,13 +166,7 @@ def image_grid(
 
 
 def draw_outlines(
-    ax: Axes,
-    text: str,
-    size: tuple[int, int],
-    grid: tuple[int, int],
-    colour: str | tuple,
-    width: float = 1.0,
-    fill: str | tuple = "none",
+    ax: Axes, text: str, size: Size, grid: Size, colour: str | tuple, width: float = 1.0, fill: str | tuple = "none"
 ) -> None:
     """Draw the outlines, holes included, of a full-size RLE mask of an image of `size` (H, W); nothing if it is empty.
 
@@ -180,7 +178,7 @@ def draw_outlines(
         ax.add_collection(PathCollection(paths, facecolor=fill, edgecolor=colour, linewidth=width))
 
 
-def _outlines(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> list[Path]:
+def _outlines(mask: np.ndarray, corner: tuple[int, int], size: Size, grid: Size) -> list[Path]:
     """The mask's outlines, holes included, in full-size pixels."""
     soft, (top, left) = coverage(mask, corner, size, grid)
     field = np.pad(soft, 1).astype(np.float32) / 255
@@ -189,7 +187,7 @@ def _outlines(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], 
     return [Path((p + offset) * scale - 0.5, c) for p, c in zip(points, codes, strict=True)]
 
 
-def _write_names(ax: Axes, places: dict[str, tuple], size: tuple[int, int], colours: dict[str, tuple]) -> None:
+def _write_names(ax: Axes, places: dict[str, tuple], size: Size, colours: dict[str, tuple]) -> None:
     """Write the names inside the masks that are large enough, the others beside them; "finger-12" is written 12.
 
     places: for each class its mask's centre x, y and its width and height, in pixels.
@@ -228,9 +226,7 @@ def halo(width: float, colour: str = "black") -> list[withStroke]:
     return [withStroke(linewidth=width, foreground=colour)]
 
 
-def _error_maps(
-    truth: Sequence[str], predicted: Sequence[str], size: tuple[int, int], grid: tuple[int, int]
-) -> np.ndarray:
+def _error_maps(truth: Sequence[str], predicted: Sequence[str], size: Size, grid: Size) -> np.ndarray:
     """Missed and false pixels of all classes as coverage of the cells of `grid` (h, w), uint8 (2, h, w)."""
     wrong = np.zeros((2, *grid), np.uint8)
     for one, other in zip(truth, predicted, strict=True):
@@ -249,7 +245,7 @@ def _coloured(wrong: np.ndarray) -> np.ndarray:
     return np.dstack([mixed / np.maximum(total, 1e-6)[..., None], np.minimum(total, 0.9)])
 
 
-def _close_up(rles: Sequence[str], wrong: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _close_up(rles: Sequence[str], wrong: np.ndarray, size: Size) -> tuple[int, int, int, int]:
     """The box (top, left, bottom, right) around the masks, with a margin; a part of it where it is too large.
 
     The part is a third of the image's side wide and has the most wrong pixels (`wrong`: uint8 (2, H, W)).

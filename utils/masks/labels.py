@@ -21,14 +21,12 @@ def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.n
     if not polygons:
         return np.zeros((0, 0), bool), (0, 0)
     points = np.concatenate(polygons)
-    (left, top), (right, bottom) = points.min(0), points.max(0)
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     if left < 0 or top < 0 or right >= size[1] or bottom >= size[0]:
-        left, top = max(int(left), 0), max(int(top), 0)
-        right, bottom = min(int(right), size[1] - 1), min(int(bottom), size[0] - 1)
-        return draw(polygons, size)[top : bottom + 1, left : right + 1], (top, left)
-    corner = np.array([left, top], np.int32)
-    shifted = [p - corner for p in polygons]
-    return draw(shifted, (int(bottom - top) + 1, int(right - left) + 1)), (int(top), int(left))
+        left, top = max(left, 0), max(top, 0)  # and slices end where the image does
+        return draw(polygons, size)[top : max(bottom + 1, 0), left : max(right + 1, 0)], (top, left)
+    shifted = [points - np.int32([left, top]) for points in polygons]
+    return draw(shifted, (bottom - top + 1, right - left + 1)), (top, left)
 
 
 def coverage(

@@ -147,10 +147,8 @@ def decode(rle: str | float | None, size: tuple[int, int]) -> np.ndarray:
     starts, ends = parse(rle)
     height, width = size
     if ends.size and ends[-1] > height * width:
-        raise ValueError(
-            f"the last run ends at pixel {ends[-1]}, past the end of an image of {height} rows × {width} columns "
-            f"({height * width} pixels); was the mask made for another image size?"
-        )
+        image = f"the end of an image of {height} rows × {width} columns ({height * width} pixels)"
+        raise ValueError(f"the last run ends at pixel {ends[-1]}, past {image}; was it made for another image size?")
     return _fill(starts, ends, size)
 
 
@@ -197,14 +195,10 @@ def dice_column(rles_a: Sequence[str | float | None], rles_b: Sequence[str | flo
 
     Raises ValueError for the first malformed mask, with its number, counted from 0.
     """
-    a, b = _parse_rows(rles_a), _parse_rows(rles_b)
-    stride = 1 + max((int(ends.max()) for _, ends, _ in (a, b) if ends.size), default=0)
-    (starts_a, ends_a, row_a), (starts_b, ends_b, row_b) = a, b
-    shift_a, shift_b = row_a * stride, row_b * stride  # all pairs on one axis, one after the other
-    shared = overlap((starts_a + shift_a, ends_a + shift_a), (starts_b + shift_b, ends_b + shift_b))
-    n = len(rles_a)
-    areas = [np.bincount(row, weights=ends - starts, minlength=n) for starts, ends, row in (a, b)]
-    return dice_of_areas(np.bincount(row_a, weights=shared, minlength=n), *areas)
+    ((starts_a, ends_a, row_a), (starts_b, ends_b, row_b)), _ = _on_one_axis([rles_a, rles_b])
+    shared = overlap((starts_a, ends_a), (starts_b, ends_b))
+    pixels = ((row_a, shared), (row_a, ends_a - starts_a), (row_b, ends_b - starts_b))
+    return dice_of_areas(*(np.bincount(row, counts, len(rles_a)) for row, counts in pixels))
 
 
 def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
@@ -215,11 +209,8 @@ def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int)
     """
 
     def chunk(first: int) -> list[str]:
-        parsed = [_parse_rows(column[first : first + ROWS_AT_A_TIME], first) for column in columns]
-        stride = 1 + max((int(ends.max()) for _, ends, _ in parsed if ends.size), default=0)
-        starts = [starts + row * stride for starts, _, row in parsed]
-        ends = [ends + row * stride for _, ends, row in parsed]
-        starts, ends = majority(starts, ends, min_votes)
+        parsed, stride = _on_one_axis([column[first : first + ROWS_AT_A_TIME] for column in columns], first)
+        starts, ends = majority([starts for starts, _, _ in parsed], [ends for _, ends, _ in parsed], min_votes)
         offsets = np.arange(min(ROWS_AT_A_TIME, len(columns[0]) - first)) * stride
         cuts = [*np.searchsorted(starts, offsets).tolist(), len(starts)]
         parts = zip(offsets, pairwise(cuts), strict=True)
@@ -276,13 +267,23 @@ def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.nda
     return mask.reshape(size)
 
 
-def _parse_rows(rles: Sequence[str | float | None], first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`parse_column`, refusing wrong masks, which are counted from `first` in the message."""
-    starts, ends, row, wrong = parse_column(rles)
-    if wrong:
-        raise ValueError(f"mask {first + wrong[0]}: {problem(rles[wrong[0]])}")
-    return starts, ends, row
+def _on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0) -> tuple[list[list[np.ndarray]], int]:
+    """(starts, ends, row) of each column, the i-th mask moved by i · stride, so that masks follow each other; stride.
+
+    Raises ValueError for a malformed mask, with its number counted from `first`.
+    """
+    parsed = []
+    for column in columns:
+        *intervals, wrong = parse_column(column)
+        if wrong:
+            raise ValueError(f"mask {first + wrong[0]}: {problem(column[wrong[0]])}")
+        parsed.append(intervals)
+    stride = 1 + max((int(ends.max()) for _, ends, _ in parsed if ends.size), default=0)
+    for starts, ends, row in parsed:
+        starts += row * stride
+        ends += row * stride
+    return parsed, stride
 
 
 def _is_empty(rle: object) -> bool:
-    return rle is None or (isinstance(rle, float) and np.isnan(rle)) or (isinstance(rle, str) and not rle.strip(" "))
+    return rle is None or (isinstance(rle, float) and np.isnan(rle))

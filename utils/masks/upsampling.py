@@ -74,11 +74,10 @@ def mask_runs(
     peaks = torch.from_numpy(np.require(scores, requirements=["C", "W"])).amax(2).numpy()
     bad = np.flatnonzero(np.isnan(peaks).any(axis=1))
     if bad.size:
-        raise ValueError(
-            f"scores hold NaN in {bad.size} of {len(scores)} classes, at class index {', '.join(map(str, bad))}"
-        )
-    thresholds = np.broadcast_to(thresholds, len(scores))
-    return [_class_runs(*of_class, size) for of_class in zip(scores, peaks, thresholds, strict=True)]
+        where = ", ".join(map(str, bad))
+        raise ValueError(f"scores hold NaN in {bad.size} of {len(scores)} classes, at class index {where}")
+    of_classes = zip(scores, peaks, np.broadcast_to(thresholds, len(scores)), strict=True)
+    return [_class_runs(*of_class, size) for of_class in of_classes]
 
 
 def upsample_region(
@@ -127,7 +126,7 @@ def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
 
 def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, size: tuple[int, int]) -> rle.Runs:
     """Intervals of one class: scores (h, w) and their maximum over each row, peaks (h,)."""
-    starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    bands = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     hot = np.flatnonzero(peaks > threshold)
     box = _hot_box(scores, hot[0], hot[-1] + 1, threshold, size) if hot.size else (0, 0, 0, 0)
     for begin, end in _bands(box):
@@ -139,10 +138,8 @@ def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, si
             continue
         columns = _part(_axis(scores.shape[1], size[1]), left, right)
         source = scores[y:y_end, slice(*_span(columns))].copy()
-        band = _region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size[1])
-        starts.append(band[0])
-        ends.append(band[1])
-    return rle.merge(np.concatenate(starts), np.concatenate(ends))
+        bands.append(_region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size[1]))
+    return rle.merge(*map(np.concatenate, zip(*bands, strict=True)))
 
 
 def _hot_box(scores: np.ndarray, y: int, y_end: int, threshold: np.float32, size: tuple[int, int]) -> Box:
@@ -212,11 +209,9 @@ def _axis(length: int, full: int) -> Axis:
     """Neighbours and weights of `full` positions over `length` samples, in float32 as ATen computes them."""
     position = np.arange(full)
     if length == full:
-        second, weight = position, np.zeros(full, np.float32)
-        return Axis(position, second, 1 - weight, weight)
+        return Axis(position, position, np.ones(full, np.float32), np.zeros(full, np.float32))
     scale = np.float32(length) / np.float32(full)
-    source = scale * (position.astype(np.float32) + np.float32(0.5)) - np.float32(0.5)
-    source = np.maximum(source, np.float32(0))
+    source = np.maximum(scale * (position.astype(np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
     first = np.minimum(source.astype(np.int64), length - 1)
     weight = np.clip(source - first.astype(np.float32), np.float32(0), np.float32(1))
     second = np.minimum(first + 1, length - 1)

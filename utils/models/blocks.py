@@ -1,6 +1,8 @@
 """What several architectures share: VGG16, U-Net's encoder, atrous spatial pyramid pooling, deep supervision."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -13,7 +15,6 @@ from utils.models.base import Loss
 
 VGG16_LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3 × 3 convolutions at VGG16's five resolutions (Simonyan, Zisserman 2015, table 1, D)."""
-FC_CHANNELS = 4096
 
 
 class VGG16(nn.Module):
@@ -31,7 +32,7 @@ class VGG16(nn.Module):
         self.features = make_layers([layer for stage in plan for layer in stage], batch_norm)
         self.pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         if fc_dilation is not None:
-            self.fc_channels = int(FC_CHANNELS * width)
+            self.fc_channels = int(4096 * width)
             fc6 = nn.Conv2d(self.channels[-1], self.fc_channels, 7, padding=3 * fc_dilation, dilation=fc_dilation)
             self.classifier = nn.ModuleDict({"0": fc6, "3": nn.Conv2d(self.fc_channels, self.fc_channels, 1)})
         initialise(self)
@@ -44,12 +45,10 @@ class VGG16(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The maps after each of the five poolings: (N, channels[i], H / 2^(i+1), W / 2^(i+1)), if VGG16's own."""
-        maps, start = [], 0
-        for pool in self.pools:
-            image = self.features[start : pool + 1](image)
-            maps.append(image)
-            start = pool + 1
-        return maps
+        maps = [image]
+        for last, pool in pairwise([-1, *self.pools]):
+            maps.append(self.features[last + 1 : pool + 1](maps[-1]))
+        return maps[1:]
 
     def fully_connected(self, maps: torch.Tensor) -> torch.Tensor:
         """fc6 and fc7 with ReLU and dropout: pool5 (N, 512, h, w) to (N, 4096, h, w)."""
@@ -58,13 +57,10 @@ class VGG16(nn.Module):
         return maps
 
 
-def convolve_twice(inputs: int, outputs: int, norm: bool = True) -> nn.Sequential:
-    """Two 3 × 3 convolutions that keep the map's size, each with ReLU, and with batch norm before it if `norm`."""
+def convolve_twice(inputs: int, outputs: int, norm: bool = True, size: int = 3) -> nn.Sequential:
+    """Two convolutions that keep the map's size, each with ReLU, and with batch norm before it if `norm`."""
     layer = nn.BatchNorm2d if norm else None
-    return nn.Sequential(
-        Conv2dNormActivation(inputs, outputs, norm_layer=layer),
-        Conv2dNormActivation(outputs, outputs, norm_layer=layer),
-    )
+    return nn.Sequential(*(Conv2dNormActivation(c, outputs, size, norm_layer=layer) for c in (inputs, outputs)))
 
 
 class UNetEncoder(nn.ModuleList):
@@ -92,6 +88,24 @@ def atrous_pyramid(inputs: int, channels: int = 256, dropout: float = 0.0) -> AS
     pyramid = ASPP(inputs, (6, 12, 18), channels)
     pyramid.project[-1].p = dropout
     return pyramid
+
+
+class EncoderHead(nn.Sequential):
+    """Layers one after the other, named by the arguments, and bilinear upsampling to the image's size.
+
+    Where one gives several maps, as encoders do, the last of them go on.
+    """
+
+    def __init__(self, **layers: nn.Module):
+        super().__init__(OrderedDict(layers))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W), H and W multiples of the encoder's stride, to logits (N, classes, H, W)."""
+        maps = image
+        for layer in self:
+            maps = layer(maps)
+            maps = maps if isinstance(maps, torch.Tensor) else maps[-1]
+        return upsample_to(maps, image)
 
 
 def initialise(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.errors import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
-from utils.registry import UnknownPart, find_part, list_parts
+from utils.registry import find_part, list_parts
 
 
 def list_models() -> list[str]:
@@ -45,31 +45,22 @@ def build_model(
         ModelError: The name, the encoder or an option is unknown, they do not fit together, or the weights can't be
             loaded. The message says what can be used.
     """
-    try:
-        part = find_part("model", name)
-    except UnknownPart:
-        raise ModelError(unknown("architecture", name, list_models())) from None
+    if name not in list_models():
+        raise ModelError(unknown("architecture", name, list_models()))
+    part = find_part("model", name)
     known = inspect.signature(part.build).parameters
     for argument, value, verb in (("encoder", encoder, "choose"), ("encoder_weights", encoder_weights, "load")):
         if value and argument not in known:
             raise ModelError(f"{name} has no encoder to {verb}; found {argument}={value!r}, expected ''")
-    named = {"name": name, "encoder": encoder or None, "encoder_weights": encoder_weights or None}
-    named["image_size"] = image_size
+    made_from = {"encoder": encoder or "", "encoder_weights": encoder_weights or "", "image_size": image_size}
+    named = {"name": name, **{k: v or None for k, v in made_from.items()}}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         check_options(name, options, [k for k in known if k != "classes" and k not in named])
     given = {k: v for k, v in options.items() if v is not None and v != ""}
     model = part.build(classes=classes, **{k: v for k, v in named.items() if k in known}, **given)
     if not isinstance(model, PaddedModel):  # a plugin's own network
         model = PaddedModel(model, 32)
-    made_from = {
-        "architecture": name,
-        "encoder": encoder or "",
-        "encoder_weights": encoder_weights or "",
-        "image_size": image_size,
-        "options": options,
-        "plugin": part.plugin,
-        "plugin_sha256": part.sha256,
-    }
+    made_from |= {"architecture": name, "options": options, "plugin": part.plugin, "plugin_sha256": part.sha256}
     model.made_from = json.loads(json.dumps(made_from, default=str))  # a path becomes a string, a tuple a list
     model.mean, model.std = list(model.mean), list(model.std)
     return model

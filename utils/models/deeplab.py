@@ -13,7 +13,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.errors import unknown
 from utils.models.base import ModelError, PaddedModel
-from utils.models.blocks import VGG16, atrous_pyramid, upsample_to
+from utils.models.blocks import VGG16, EncoderHead, atrous_pyramid, convolve_twice, upsample_to
 from utils.models.weights import load_torchvision
 from utils.registry import register_model
 
@@ -36,12 +36,10 @@ class ResNet(nn.Sequential):
     """
 
     def __init__(self, name: str, output_stride: int, multi_grid: tuple[int, ...] = ()):
-        dilated = [False, output_stride == 8, True]
-        resnet = get_model(name, weights=None, replace_stride_with_dilation=dilated)
+        resnet = get_model(name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True])
         super().__init__(OrderedDict((n, m) for n, m in resnet.named_children() if n not in ("avgpool", "fc")))
         for block, grid in zip(self.layer4, multi_grid, strict=False):
-            rate = grid * (32 // output_stride)
-            block.conv2.dilation = block.conv2.padding = (rate, rate)
+            block.conv2.dilation = block.conv2.padding = (grid * 32 // output_stride,) * 2
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 256, H/4, W/4) of layer1 and (N, 2048, H/output_stride, W/output_stride) of layer4."""
@@ -53,72 +51,50 @@ class ResNet(nn.Sequential):
 def large_field_of_view(classes: int, rate: int) -> nn.Sequential:
     """VGG16's fc6 cut to 3 × 3, dilated, fc7 and the scores, with 1024 channels (Chen et al. 2015, section 4.3)."""
     return nn.Sequential(
-        nn.Conv2d(512, 1024, 3, padding=rate, dilation=rate),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Conv2d(1024, 1024, 1),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
+        *(*Conv2dNormActivation(512, 1024, 3, norm_layer=None, dilation=rate), nn.Dropout(0.5)),
+        *(*Conv2dNormActivation(1024, 1024, 1, norm_layer=None), nn.Dropout(0.5)),
         nn.Conv2d(1024, classes, 1),
     )
 
 
-class DeepLabV1(nn.Module):
+def deeplab_v1(classes: int, encoder: str) -> EncoderHead:
     """DeepLab-LargeFOV (Chen et al. 2015): VGG16 at output stride 8, its fc6 3 × 3 with rate 12.
 
     Paper: 20.5 M parameters (table 2, 3 × 3 with rate 12; 21 classes), here 20.5 M. The CRF after it is left out.
     """
-
-    def __init__(self, classes: int, encoder: str):
-        super().__init__()
-        self.encoder = DilatedVGG16()
-        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
-        self.head = large_field_of_view(classes, 12)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, H, W); H and W multiples of 8."""
-        return upsample_to(self.head(self.pool(self.encoder(image)[-1])), image)
+    pool = nn.AvgPool2d(3, stride=1, padding=1)
+    return EncoderHead(encoder=DilatedVGG16(), pool=pool, head=large_field_of_view(classes, 12))
 
 
-class DeepLabV2(nn.Module):
+class Sum(nn.ModuleList):
+    """The sum of what its layers make of the same maps."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps of any size to what each of the layers makes of them."""
+        return sum(layer(maps) for layer in self)
+
+
+def deeplab_v2(classes: int, encoder: str) -> EncoderHead:
     """DeepLab-ASPP-L (Chen et al. 2018, sections 3.2 and 4.1): scores at rates 6, 12, 18 and 24, summed.
 
     On VGG16 each rate is a whole LargeFOV head, on ResNet-101 (output stride 8) one convolution to the classes. The
     paper gives no counts; the layers make 37.9 M with VGG16 and 44.0 M with ResNet-101 for 21 classes. Its CRF and the
     maximum over three image scales are left out: the second is test-time augmentation here.
     """
-
-    RATES = (6, 12, 18, 24)
-
-    def __init__(self, classes: int, encoder: str):
-        super().__init__()
-        self.encoder = DilatedVGG16() if encoder == "vgg16" else ResNet(encoder, 8)
-        if encoder == "vgg16":
-            self.branches = nn.ModuleList(large_field_of_view(classes, rate) for rate in self.RATES)
-        else:
-            self.branches = nn.ModuleList(nn.Conv2d(2048, classes, 3, padding=r, dilation=r) for r in self.RATES)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, H, W); H and W multiples of 8."""
-        maps = self.encoder(image)[-1]
-        return upsample_to(sum(branch(maps) for branch in self.branches), image)
+    rates = (6, 12, 18, 24)
+    if encoder == "vgg16":
+        return EncoderHead(encoder=DilatedVGG16(), branches=Sum(large_field_of_view(classes, rate) for rate in rates))
+    resnet = ResNet(encoder, 8)
+    return EncoderHead(encoder=resnet, branches=Sum(nn.Conv2d(2048, classes, 3, 1, rate, rate) for rate in rates))
 
 
-class DeepLabV3(nn.Module):
+def deeplab_v3(classes: int, encoder: str) -> EncoderHead:
     """DeepLabV3 (Chen et al. 2017): ResNet at output stride 16 with multi-grid (1, 2, 4), ASPP, bilinear upsampling.
 
     The paper gives no count; its layers make 58.0 M with ResNet-101 for 21 classes.
     """
-
-    def __init__(self, classes: int, encoder: str):
-        super().__init__()
-        self.encoder = ResNet(encoder, 16, multi_grid=(1, 2, 4))
-        self.pyramid = atrous_pyramid(2048)
-        self.score = nn.Conv2d(256, classes, 1)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, H, W); H and W multiples of 16."""
-        return upsample_to(self.score(self.pyramid(self.encoder(image)[-1])), image)
+    resnet = ResNet(encoder, 16, multi_grid=(1, 2, 4))
+    return EncoderHead(encoder=resnet, pyramid=atrous_pyramid(2048), score=nn.Conv2d(256, classes, 1))
 
 
 class DeepLabV3Plus(nn.Module):
@@ -132,7 +108,7 @@ class DeepLabV3Plus(nn.Module):
         self.encoder = ResNet(encoder, 16)
         self.pyramid = atrous_pyramid(2048)
         self.low = Conv2dNormActivation(256, 48, 1)
-        self.refine = nn.Sequential(Conv2dNormActivation(256 + 48, 256), Conv2dNormActivation(256, 256))
+        self.refine = convolve_twice(256 + 48, 256)
         self.score = nn.Conv2d(256, classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -143,12 +119,15 @@ class DeepLabV3Plus(nn.Module):
 
 
 NETWORKS = {
-    "deeplabv1": (DeepLabV1, 8, ("vgg16",)),
-    "deeplabv2": (DeepLabV2, 8, ("resnet101", "vgg16")),
-    "deeplabv3_paper": (DeepLabV3, 16, ("resnet101", "resnet50")),
+    "deeplabv1": (deeplab_v1, 8, ("vgg16",)),
+    "deeplabv2": (deeplab_v2, 8, ("resnet101", "vgg16")),
+    "deeplabv3_paper": (deeplab_v3, 16, ("resnet101", "resnet50")),
     "deeplabv3plus_paper": (DeepLabV3Plus, 16, ("resnet101", "resnet50")),
 }
-"""The class, its output stride, and the paper's encoders, the best first; torchvision lacks DeepLabV3+'s Xception."""
+"""What makes the network, its output stride, and the paper's encoders, the best first.
+
+torchvision lacks DeepLabV3+'s Xception.
+"""
 
 
 @register_model(*NETWORKS, family="dilated")

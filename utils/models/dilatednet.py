@@ -45,12 +45,11 @@ def identity_convolution(inputs: int, outputs: int, rate: int, classes: int) -> 
     Output channel b becomes the mean of the input channels a of its class: ⌊aC/in⌋ = ⌊bC/out⌋, weight C/out.
     """
     layer = nn.Conv2d(inputs, outputs, 3 if rate else 1, padding=rate, dilation=max(rate, 1))
-    with torch.no_grad():
-        nn.init.normal_(layer.weight, std=0.001 * classes / outputs)
-        nn.init.zeros_(layer.bias)
-        own = torch.arange(inputs) * classes // inputs == (torch.arange(outputs) * classes // outputs)[:, None]
-        middle = layer.kernel_size[0] // 2
-        layer.weight[:, :, middle, middle] += own * classes / outputs
+    nn.init.normal_(layer.weight, std=0.001 * classes / outputs)
+    nn.init.zeros_(layer.bias)
+    own = torch.arange(inputs) * classes // inputs == (torch.arange(outputs) * classes // outputs)[:, None]
+    middle = layer.kernel_size[0] // 2
+    layer.weight.data[:, :, middle, middle] += own * classes / outputs
     return layer
 
 

@@ -21,11 +21,9 @@ class LearntUpsampling(nn.Module):
 
     def __init__(self, classes: int, scale: int):
         super().__init__()
-        size = 2 * scale
-        self.conv = nn.ConvTranspose2d(
-            classes, classes, size, scale, padding=scale + scale // 2, groups=classes, bias=False
-        )
-        ramp = 1 - (torch.arange(size) - scale + 0.5).abs() / scale
+        sizes = {"kernel_size": 2 * scale, "stride": scale, "padding": scale + scale // 2}
+        self.conv = nn.ConvTranspose2d(classes, classes, **sizes, groups=classes, bias=False)
+        ramp = 1 - (torch.arange(2 * scale) - scale + 0.5).abs() / scale
         with torch.no_grad():
             self.conv.weight.copy_((ramp[:, None] * ramp).expand_as(self.conv.weight))
 
@@ -50,9 +48,8 @@ class FCN(nn.Module):
         self.encoder = VGG16(width, fc_dilation=1)
         skips = {32: [], 16: [3], 8: [3, 2]}[stride]
         self.skips = nn.ModuleDict({f"pool{i + 1}": nn.Conv2d(self.encoder.channels[i], classes, 1) for i in skips})
-        for layer in self.skips.values():
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.skips.parameters():
+            nn.init.zeros_(parameter)
         self.score = nn.Conv2d(self.encoder.fc_channels, classes, 1)
         self.doublings = nn.ModuleList(LearntUpsampling(classes, 2) for _ in skips)
         self.upsampling = LearntUpsampling(classes, stride)

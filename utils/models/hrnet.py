@@ -6,12 +6,11 @@ from torch import nn
 from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
-from utils.models.blocks import upsample_to
+from utils.models.blocks import convolve_twice, upsample_to
 from utils.models.weights import load_timm
 from utils.registry import register_model
 
 NETWORKS = {f"{kind}_w{width}": f"hrnet_w{width}" for kind in ("hrnetv2", "hrnet_ocr") for width in (18, 32, 48, 64)}
-AUXILIARY_WEIGHT = 0.4
 
 
 class HRNetV2(nn.Module):
@@ -27,7 +26,8 @@ class HRNetV2(nn.Module):
         super().__init__()
         self.encoder = timm.create_model(body, features_only=True, feature_location="", out_indices=(1, 2, 3, 4))
         self.channels = sum(self.encoder.feature_info.channels())
-        self.head = representation_head(self.channels, classes)
+        mix = Conv2dNormActivation(self.channels, self.channels, 1)
+        self.head = nn.Sequential(*mix, nn.Conv2d(self.channels, classes, 1))
 
     def streams(self, image: torch.Tensor) -> torch.Tensor:
         """Float (N, 3, H, W) to (N, channels, H/4, W/4): the four streams, 15 times the width together."""
@@ -54,10 +54,7 @@ class HRNetOCR(HRNetV2):
         self.regions = self.head
         del self.head  # it must not stand before the regions: the last layer starts from the prior
         self.pixels = Conv2dNormActivation(self.channels, channels)
-        self.query, self.key = (
-            nn.Sequential(*(Conv2dNormActivation(inputs, key_channels, 1) for inputs in (channels, key_channels)))
-            for _ in range(2)
-        )
+        self.query, self.key = (convolve_twice(channels, key_channels, size=1) for _ in range(2))
         self.value = Conv2dNormActivation(channels, key_channels, 1)
         self.context = Conv2dNormActivation(key_channels, channels, 1)
         self.fuse = nn.Sequential(Conv2dNormActivation(2 * channels, channels, 1), nn.Dropout2d(0.05))
@@ -81,12 +78,7 @@ class HRNetOCR(HRNetV2):
     def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
         """`loss` of the logits plus 0.4 times that of the soft regions."""
         logits, regions = (upsample_to(maps, image) for maps in self._both(image))
-        return loss(logits, label) + AUXILIARY_WEIGHT * loss(regions, label)
-
-
-def representation_head(channels: int, classes: int) -> nn.Sequential:
-    """HRNetV2's: a 1 × 1 convolution over all streams, and one to the classes."""
-    return nn.Sequential(*Conv2dNormActivation(channels, channels, 1), nn.Conv2d(channels, classes, 1))
+        return loss(logits, label) + 0.4 * loss(regions, label)
 
 
 @register_model(*NETWORKS, family="high resolution")

@@ -12,19 +12,18 @@ from utils.models.blocks import upsample_to
 from utils.models.weights import check_hub, read_state
 from utils.registry import register_model
 
-BACKBONES = {
-    "resnet50": ("microsoft/resnet-50", {}),
-    "swin_t": ("microsoft/swin-tiny-patch4-window7-224", {"depths": [2, 2, 6, 2]}),
-    "swin_s": ("microsoft/swin-small-patch4-window7-224", {"depths": [2, 2, 18, 2]}),
-    "swin_b": (
+NETWORKS = {
+    "mask2former_resnet50": ("microsoft/resnet-50", {}),
+    "mask2former_swin_t": ("microsoft/swin-tiny-patch4-window7-224", {"depths": [2, 2, 6, 2]}),
+    "mask2former_swin_s": ("microsoft/swin-small-patch4-window7-224", {"depths": [2, 2, 18, 2]}),
+    "mask2former_swin_b": (
         "microsoft/swin-base-patch4-window12-384-in22k",
         {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
     ),
 }
-"""Repository on the hub and settings, where they differ from those of transformers' ResNet-50 and Swin-T."""
+"""The backbone's repository on the hub, and settings, where they differ from transformers' ResNet-50 and Swin-T."""
 WHOLE = "model.pixel_level_module.encoder."
 """Where the backbone is in a file of a whole Mask2Former."""
-NETWORKS = {f"mask2former_{backbone}": backbone for backbone in BACKBONES}
 
 
 class Mask2Former(nn.Module):
@@ -39,18 +38,16 @@ class Mask2Former(nn.Module):
     and there, and doubles exceed 1. With the maximum the one matched query decides, as it was trained to.
     """
 
-    def __init__(self, backbone: str, classes: int, queries: int):
+    def __init__(self, name: str, classes: int, queries: int):
         super().__init__()
         from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
-        stages = ["stage1", "stage2", "stage3", "stage4"]
-        make = partial(SwinConfig, drop_path_rate=0.3) if "swin" in backbone else ResNetConfig
-        settings = make(out_features=stages, **BACKBONES[backbone][1])
+        make = partial(SwinConfig, drop_path_rate=0.3) if "swin" in name else ResNetConfig
+        backbone = make(out_features=["stage1", "stage2", "stage3", "stage4"], **NETWORKS[name][1])
         with quiet():
-            self.model = Mask2FormerForUniversalSegmentation(
-                Mask2FormerConfig(backbone_config=settings, num_labels=classes, num_queries=queries)
-            )
-        if "swin" in backbone:  # it ends with a norm of which nothing is read
+            config = Mask2FormerConfig(backbone_config=backbone, num_labels=classes, num_queries=queries)
+            self.model = Mask2FormerForUniversalSegmentation(config)
+        if "swin" in name:  # it ends with a norm of which nothing is read
             self.model.model.pixel_level_module.encoder.swin.layernorm = nn.Identity()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -68,10 +65,8 @@ class Mask2Former(nn.Module):
         present = [(maps.amax((1, 2)) > 0.5).nonzero()[:, 0] for maps in label]
         masks = [maps[classes] for maps, classes in zip(label, present, strict=True)]
         queries = self.model(pixel_values=image, output_auxiliary_logits=True)
-        layers = [
-            {name: layer[name].float() for name in ("masks_queries_logits", "class_queries_logits")}
-            for layer in (queries, *queries.auxiliary_logits)
-        ]
+        names = ("masks_queries_logits", "class_queries_logits")
+        layers = [{n: layer[n].float() for n in names} for layer in (queries, *queries.auxiliary_logits)]
         with torch.autocast(image.device.type, enabled=False):  # matching needs float32
             terms = self.model.get_loss_dict(
                 **layers[0], mask_labels=masks, class_labels=present, auxiliary_predictions=layers[1:]
@@ -127,14 +122,13 @@ def build(name: str, classes: int, encoder_weights: str | None, queries: int = 1
     encoder_weights: "imagenet" takes Microsoft's from the hub, ImageNet-22k at 384 pixels for Swin-B, as the authors
     did; a path is a file of transformers' backbone, or of a whole Mask2Former, of which the backbone is used.
     """
-    backbone = NETWORKS[name]
     if queries < classes:
         raise ModelError(f"{name} needs a query for each of the {classes} classes; found queries={queries}")
-    network = Mask2Former(backbone, classes, queries)
+    network = Mask2Former(name, classes, queries)
     if encoder_weights == "imagenet":
         from huggingface_hub import hf_hub_download
 
-        source = BACKBONES[backbone][0]
+        source = NETWORKS[name][0]
         check_hub(source)
         network.load_backbone(read_state(hf_hub_download(source, "model.safetensors")), source)
     elif encoder_weights:

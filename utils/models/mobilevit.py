@@ -1,22 +1,20 @@
 """DeepLabV3 on MobileViT and MobileViTv2, whose last stage is dilated."""
 
 import timm
-import torch
 from torch import nn
 
 from utils.models.base import PaddedModel
-from utils.models.blocks import atrous_pyramid, upsample_to
+from utils.models.blocks import EncoderHead, atrous_pyramid
 from utils.models.weights import load_timm
 from utils.registry import register_model
 
-ASPP_CHANNELS = {"mobilevit": 256, "mobilevitv2": 512}
 NETWORKS = {
     **{f"mobilevit_deeplabv3_{size}": f"mobilevit_{size}" for size in ("xxs", "xs", "s")},
     **{f"mobilevitv2_deeplabv3_{width:03}": f"mobilevitv2_{width:03}" for width in range(50, 225, 25)},
 }
 
 
-class MobileViTDeepLabV3(nn.Module):
+def deeplab_v3(body: str, classes: int) -> EncoderHead:
     """DeepLabV3's pyramid (Chen et al. 2017) on MobileViT (Mehta, Rastegari 2022) or MobileViTv2 (2022).
 
     Parameters of MobileViT for PASCAL VOC's 21 classes: XXS 1.9, XS 2.9, S 6.4 M (the paper's figures; XXS has 1.855 M,
@@ -26,24 +24,17 @@ class MobileViTDeepLabV3(nn.Module):
     As in CVNets: output stride 16, the classifier's last 1 × 1 expansion left out, dilation rates 6, 12 and 18 with 256
     channels (v1) or 512 (v2), dropout of 0.1.
     """
-
-    def __init__(self, body: str, classes: int):
-        super().__init__()
-        self.encoder = timm.create_model(body, num_classes=0, global_pool="", output_stride=16)
-        expansion = self.encoder.final_conv  # MobileViTv2 has none
-        inputs = self.encoder.num_features if isinstance(expansion, nn.Identity) else expansion.conv.in_channels
-        self.encoder.final_conv = nn.Identity()
-        channels = ASPP_CHANNELS[body.split("_")[0]]
-        self.pyramid = atrous_pyramid(inputs, channels, dropout=0.1)
-        self.head = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Float (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
-        return upsample_to(self.head(self.pyramid(self.encoder(image))), image)
+    encoder = timm.create_model(body, num_classes=0, global_pool="", output_stride=16)
+    expansion = encoder.final_conv  # MobileViTv2 has none
+    inputs = encoder.num_features if isinstance(expansion, nn.Identity) else expansion.conv.in_channels
+    encoder.final_conv = nn.Identity()
+    channels = 512 if body.startswith("mobilevitv2") else 256
+    pyramid = atrous_pyramid(inputs, channels, dropout=0.1)
+    return EncoderHead(encoder=encoder, pyramid=pyramid, head=nn.Conv2d(channels, classes, 1))
 
 
 @register_model(*NETWORKS, family="transformer, modern")
 def build(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
     """MobileViT or MobileViTv2 with DeepLabV3's head; encoder_weights: "imagenet" (timm's) or a file of timm's."""
     body = NETWORKS[name]
-    return load_timm(PaddedModel(MobileViTDeepLabV3(body, classes), 32), encoder_weights, body)
+    return load_timm(PaddedModel(deeplab_v3(body, classes), 32), encoder_weights, body)

@@ -5,19 +5,14 @@ from utils.models.base import PaddedModel
 from utils.registry import register_model
 
 SIZES = {"t": "tiny", "s": "small", "b": "base"}
-UPERNET = {"decoder_channels": 512}
+SEGFORMER_WIDTH, UPERNET = "decoder_segmentation_channels", {"decoder_channels": 512}
 PAIRS: dict[str, tuple[str, str, dict[str, int]]] = {
-    **{
-        f"segformer_b{i}": ("segformer", f"mit_b{i}", {"decoder_segmentation_channels": 256 if i < 2 else 768})
-        for i in range(6)
-    },
+    **{f"segformer_b{i}": ("segformer", f"mit_b{i}", {SEGFORMER_WIDTH: 256 if i < 2 else 768}) for i in range(6)},
     **{f"upernet_swin_{s}": ("upernet", f"tu-swin_{size}_patch4_window7_224", UPERNET) for s, size in SIZES.items()},
     **{f"upernet_convnext_{s}": ("upernet", f"tu-convnext_{size}", UPERNET) for s, size in SIZES.items()},
     **{f"upernet_pvtv2_b{i}": ("upernet", f"tu-pvt_v2_b{i}", UPERNET) for i in range(6)},
-    **{f"eff_unet_b{i}": ("unet", f"efficientnet-b{i}", {}) for i in range(8)},
-    **{f"eff_unetplusplus_b{i}": ("unetplusplus", f"efficientnet-b{i}", {}) for i in range(8)},
-    "mobile_unet": ("unet", "mobilenet_v2", {}),
-    "mobile_unetplusplus": ("unetplusplus", "mobilenet_v2", {}),
+    **{f"eff_{unet}_b{i}": (unet, f"efficientnet-b{i}", {}) for unet in ("unet", "unetplusplus") for i in range(8)},
+    **{f"mobile_{unet}": (unet, "mobilenet_v2", {}) for unet in ("unet", "unetplusplus")},
 }
 """Decoder, encoder and the decoder's options. Parameters for ADE20K's 150 classes, in millions:
 

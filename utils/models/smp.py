@@ -89,15 +89,14 @@ def check_encoder(name: str, encoder: str) -> None:
             raise ModelError(unknown("timm encoder", encoder, [f"tu-{m}" for m in timm.list_models()]))
     elif encoder not in smp.encoders.encoders:
         raise ModelError(unknown("encoder", encoder, [*smp.encoders.encoders, "or tu-<any timm model>"]))
-    clash = ""
-    if name in DILATED and encoder.startswith(UNDILATED):
-        clash = "needs an encoder that can be dilated"
-    elif encoder.startswith("mit_b") and name in NOT_WITH_MIT:
-        clash = "needs features at half resolution, which mit encoders lack"
-    elif name == "dpt" and not encoder.startswith("tu-vit"):
-        clash = "works with timm's plain vision transformers only"
-    elif encoder.startswith("tu-vit") and name != "dpt":
-        clash = "needs a pyramid of features, which a plain vision transformer lacks"
+    mit, plain = encoder.startswith("mit_b"), encoder.startswith("tu-vit")
+    clashes = {
+        "needs an encoder that can be dilated": name in DILATED and encoder.startswith(UNDILATED),
+        "needs features at half resolution, which mit encoders lack": name in NOT_WITH_MIT and mit,
+        "works with timm's plain vision transformers only": name == "dpt" and not plain,
+        "needs a pyramid of features, which a plain vision transformer lacks": name != "dpt" and plain,
+    }
+    clash = next((text for text, applies in clashes.items() if applies), "")
     if clash:
         raise ModelError(f"{name} {clash}; {encoder} can't be used. Try one of {', '.join(suggestions(name))}")
 

@@ -31,12 +31,10 @@ class SwinUnet(nn.Module):
         self.expand, self.join, self.stages = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         settings = {"downsample": False, "window_size": 7, "dynamic_mask": True, "drop_path": 0.1}
         for level in (2, 1, 0):
-            width = widths[level]
+            width, side, heads = widths[level], 56 >> level, 3 << level
             self.expand.append(PatchExpanding(2 * width, 2, width))
             self.join.append(nn.Linear(2 * width, width))
-            side = 56 >> level
-            stage = SwinTransformerStage(width, width, (side, side), DEPTH, num_heads=3 << level, **settings)
-            self.stages.append(stage)
+            self.stages.append(SwinTransformerStage(width, width, (side, side), DEPTH, num_heads=heads, **settings))
         self.norm = nn.LayerNorm(widths[0])
         self.full_size = PatchExpanding(widths[0], 4, widths[0])
         self.head = nn.Conv2d(widths[0], classes, 1)

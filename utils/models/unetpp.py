@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, ModelError, PaddedModel
-from utils.models.blocks import deep_supervision
+from utils.models.blocks import convolve_twice, deep_supervision
 from utils.registry import register_model
 
 WIDTHS = (32, 64, 128, 256, 512)
@@ -26,14 +25,13 @@ class UNetPlusPlus(nn.Module):
 
     def __init__(self, classes: int, prune: int):
         super().__init__()
-        self.prune = prune
-        depth = len(WIDTHS)
+        self.prune, depth = prune, len(WIDTHS)
         self.nodes, self.up = nn.ModuleDict(), nn.ModuleDict()
         for j in range(depth):
             for i in range(depth - j):
                 above = WIDTHS[i - 1] if i else 3
-                first = Conv2dNormActivation((j + 1) * WIDTHS[i] if j else above, WIDTHS[i])
-                self.nodes[f"{i}_{j}"] = nn.Sequential(*first, *Conv2dNormActivation(WIDTHS[i], WIDTHS[i]))
+                first, second = convolve_twice((j + 1) * WIDTHS[i] if j else above, WIDTHS[i])
+                self.nodes[f"{i}_{j}"] = nn.Sequential(*first, *second)
                 if j:
                     self.up[f"{i}_{j}"] = nn.ConvTranspose2d(WIDTHS[i + 1], WIDTHS[i], 2, 2)
         self.heads = nn.ModuleList(nn.Conv2d(WIDTHS[0], classes, 1) for _ in WIDTHS[1:])

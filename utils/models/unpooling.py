@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, pairwise
 
 import torch
 from torch import nn
@@ -29,9 +30,7 @@ class UnpoolingStage(nn.Module):
 
     def __init__(self, inputs: int, outputs: Sequence[int], layer: Callable[[int, int], nn.Sequential]):
         super().__init__()
-        self.convs = nn.Sequential()
-        for previous, channels in zip([inputs, *outputs[:-1]], outputs, strict=True):
-            self.convs.extend(layer(previous, channels))
+        self.convs = nn.Sequential(*chain.from_iterable(layer(a, b) for a, b in pairwise([inputs, *outputs])))
 
     def forward(self, maps: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """(N, inputs, h, w) to (N, outputs[-1], 2h, 2w); values go where the encoder's maxima were, zeros elsewhere."""

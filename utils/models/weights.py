@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights
 
@@ -41,8 +42,6 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"encoder_weights: no file {path}; expected 'imagenet', a .safetensors or .pth file, or ''")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -108,24 +107,21 @@ def load_state(encoder: nn.Module, found: dict[str, torch.Tensor], source: str) 
     the first missing and misshapen tensors.
     """
     wanted = encoder.state_dict()
-    candidates = [found]
-    for prefix in ("module.", "model.", "encoder.", "backbone."):
-        candidates.append({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
+    prefixes = ("", "module.", "model.", "encoder.", "backbone.")
+    candidates = [{k.removeprefix(p): v for k, v in found.items() if k.startswith(p)} for p in prefixes]
     candidates += [{f"model.{k}": v for k, v in found.items()}]  # smp wraps timm's encoders as `model`
     state = max(candidates, key=lambda c: len(wanted.keys() & c.keys()))
-    for key in wanted.keys() & state.keys():
-        if state[key].dim() == 2 and wanted[key].dim() == 4 and state[key].numel() == wanted[key].numel():
-            state[key] = state[key].view_as(wanted[key])
+    state = {k: state[k] for k in wanted if k in state}
+    for key, tensor in state.items():
+        if tensor.dim() == 2 and wanted[key].dim() == 4 and tensor.numel() == wanted[key].numel():
+            state[key] = tensor.view_as(wanted[key])
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in state and state[k].shape != wanted[k].shape
-    ]
+    shapes = {k: (tuple(v.shape), tuple(wanted[k].shape)) for k, v in state.items()}
+    wrong = [f"{k} {found} instead of {needed}" for k, (found, needed) in shapes.items() if found != needed]
     if missing or wrong:
         raise ModelError(
             f"{source} does not fit this encoder: {len(missing)} of {len(wanted)} tensors missing (such as "
             f"{', '.join(missing[:3]) or 'none'}), {len(wrong)} of another shape ({'; '.join(wrong[:3]) or 'none'}). "
             "Choose the encoder the file was made for."
         )
-    encoder.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+    encoder.load_state_dict(state, strict=False)

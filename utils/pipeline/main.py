@@ -10,16 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from utils.errors import Problems
 from utils.files import ROOT, read_json, shown
+from utils.pipeline.changes import RunError, copy_for_preview, prepare_data, prepare_run
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps
-from utils.pipeline.run_folder import RunError, copy_for_preview, prepare_data, prepare_run
 from utils.pipeline.run_notebook import OWNER, say
+
+SNAKEMAKE = "from utils.pipeline.run_notebook import end_with_run as w; w(); from snakemake.cli import main; main()"
 
 
 def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
@@ -28,13 +31,9 @@ def snakemake(run: Path, options: list[str], local: bool = True, output: int | N
     A local Snakemake and its steps are a process group of their own, killed as one when this process is stopped;
     with a cluster's executor it is interrupted instead, so that it takes its jobs back.
     """
-    command = [
-        sys.executable,
-        "-c",
-        "from utils.pipeline.run_notebook import end_with_run as w; w(); from snakemake.cli import main; main()",
-    ]
-    command += ["--snakefile", str(ROOT / "notebooks" / "Snakefile"), "--directory", str(run), "--nolock"]
-    command += ["--rerun-incomplete", "--keep-going", "--rerun-triggers", "mtime", *options]
+    command = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(ROOT / "notebooks" / "Snakefile")]
+    command += ["--directory", str(run), "--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--rerun-triggers", "mtime", *options]
     environment = os.environ | {OWNER: f"{socket.gethostname()} {os.getpid()}"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, text=True, stdout=output, stderr=output
@@ -56,19 +55,6 @@ def preview(status: int, printed: str) -> int:
     return status
 
 
-def failures(run: Path, names: list[str], lines: int = 12) -> str:
-    """What the failed steps among `names` say: the end of each error and where to look; "" if none failed."""
-    parts = []
-    for name in names:
-        path = run / name / "failed.txt"
-        if path.exists():
-            error = path.read_text(encoding="utf-8").strip().splitlines()
-            notebook = run / name / f"{name.partition('/')[0]}.ipynb"
-            where = f"    notebook {shown(notebook)}\n    log      {shown(run / name / 'log.txt')}"
-            parts.append("\n".join([f"✗ {name}", *(f"    {line[:400]}" for line in error[-lines:]), where]))
-    return "\n".join(parts)
-
-
 def start(given: argparse.Namespace) -> int:
     """One run, as the command line asks for it; the exit status."""
     path = profile_path(given.profile)
@@ -77,9 +63,8 @@ def start(given: argparse.Namespace) -> int:
     run = ROOT / "outputs" / run_name(given.profile, data)
     data_dir = shown(data or ROOT / profile.sample.folder)
     planned = steps(path, run.name, data_dir)
-    names = [step.name for step in planned]
     if given.dry_run and data is None and not (ROOT / profile.sample.folder).exists():
-        print("\n".join([f"would make the sample in {profile.sample.folder}, then run", *(f"  {n}" for n in names)]))
+        print(f"would make the sample in {data_dir}, then run", *(f"  {step.name}" for step in planned), sep="\n")
         return 0
     if data is not None and not data.is_dir():
         raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
@@ -92,19 +77,20 @@ def start(given: argparse.Namespace) -> int:
             options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
             return preview(*snakemake(copy, options, output=subprocess.PIPE))
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock")
+    lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed takes a moment to go
     try:
-        lock.acquire(timeout=5)  # a run that was just killed takes a moment to go
+        lock.acquire()
     except Timeout:
         raise RunError(f"another process is working on {shown(run)}; wait for it to end, or stop it") from None
     with lock:
         began = time.monotonic()
-        say(f"run {run.name}: {len(names)} steps")
+        say(f"run {run.name}: {len(planned)} steps")
         prepare_data(run, data, profile)
         prepare_run(run, profile, planned, data_dir, given.force)
         jobs = given.jobs or profile.jobs
-        options = ["--executor", given.executor, "--jobs", str(jobs)] if given.executor else []
-        options += [] if given.executor else ["--cores", str(jobs * profile.threads), "--quiet", "all"]
+        options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
+        if given.executor:
+            options = ["--executor", given.executor, "--jobs", str(jobs)]
         status, _ = snakemake(run, options + given.snakemake, local=not given.executor)
         return finish(run, planned, status, (time.monotonic() - began) / 60)
 
@@ -121,21 +107,26 @@ def finish(run: Path, planned: list[Step], status: int, minutes: float) -> int:
     submission = read_json(run / "run.json")["submission"]
     if submission and not left:
         print(f"submission  {submission}")
-    problems = failures(run, left)
-    if problems:
-        print(f"\nFAILED after {minutes:.1f} min; the same command tries again from there\n{problems}")
-        waiting = [n for n in left if not (run / n / "failed.txt").exists()]
+    failed = [name for name in left if (run / name / "failed.txt").exists()]
+    waiting = [name for name in left if name not in failed]
+    if failed:
+        print(f"\nFAILED after {minutes:.1f} min; the same command tries again from there")
+        for name in failed:
+            error = (run / name / "failed.txt").read_text(encoding="utf-8").strip().splitlines()[-12:]
+            print(f"✗ {name}", *(f"    {line[:400]}" for line in error), sep="\n")
+            print(f"    notebook {shown(run / name / name.partition('/')[0])}.ipynb")
+            print(f"    log      {shown(run / name / 'log.txt')}")
         print(f"  not run, because they need it: {', '.join(waiting)}" if waiting else "", flush=True)
-    elif status:
+        return 1
+    if status:
         logs = sorted((run / ".snakemake" / "log").glob("*.log"))
         text = logs[-1].read_text(encoding="utf-8").strip().splitlines()[-20:] if logs else []
         raise RunError("\n".join([f"Snakemake ended with status {status}; not done: {', '.join(left)}", *text]))
-    else:
-        say(f"done in {minutes:.1f} min" + (f"; left: {', '.join(left)}" if left else ""))
-    return 1 if problems else 0
+    say(f"done in {minutes:.1f} min" + (f"; left: {', '.join(left)}" if left else ""))
+    return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """The command line of run_all.sh, which describes the options."""
     parser = argparse.ArgumentParser(prog="run_all.sh", allow_abbrev=False)
     parser.add_argument("--profile", default="sample")
@@ -145,10 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--executor")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    given = parser.parse_args(arguments[:cut])
-    given.snakemake = arguments[cut + 1 :]
+    parser.add_argument("snakemake", nargs="*", help="Snakemake's own options, after --")
+    given = parser.parse_args()
     if given.jobs is not None and given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: expected at least 1")
     if given.executor and not importlib.util.find_spec(f"snakemake_executor_plugin_{given.executor.replace('-', '_')}"):
@@ -161,8 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return start(given)
     except (RunError, Problems) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+        sys.exit(f"\n{error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -172,30 +160,24 @@ def _not_done(run: Path, planned: list[Step]) -> list[str]:
     """Steps without a result, and those after them, whose earlier result no longer counts and is forgotten."""
     left: list[str] = []
     for step in planned:
-        if not (run / step.name / "metrics.json").exists() or set(step.after) & set(left):
-            (run / step.name / "metrics.json").unlink(missing_ok=True)
+        metrics = run / step.name / "metrics.json"
+        if not metrics.exists() or set(step.after) & set(left):
+            metrics.unlink(missing_ok=True)
             left.append(step.name)
     return left
 
 
 def _stop(process: subprocess.Popen, local: bool) -> None:
+    """End Snakemake: with all its steps where they run here, else by an interrupt, on which it cancels its jobs."""
     import psutil
 
-    if not local:
+    if local:
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+    else:
         process.send_signal(signal.SIGINT)
-        process.wait()
-        return
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    for each in [process, *family]:
-        try:
-            each.kill()
-        except (psutil.NoSuchProcess, ProcessLookupError):
-            continue
     process.wait()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
 from utils.data.loader import FoldData
 from utils.files import Progress, resolve
-from utils.pipeline.prerequisites import run_if_missing
+from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
 from utils.sample.generator import ensure_sample
 

@@ -5,11 +5,12 @@ of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05; `paramet
 them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import Problems, unknown
 from utils.files import ROOT, shown
@@ -27,7 +28,12 @@ NOTEBOOKS = {
 OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission")
 """Parameters that the run sets itself, so that its steps find each other's files."""
 
-Section = dict[str, Any]
+EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
+Section = Annotated[dict[str, Any], EmptyIfNone]
+"""In YAML, a section of which only the heading is there is None."""
+
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class ProfileError(Problems):
@@ -60,9 +66,9 @@ class Profile(_Strict):
     parameters: Section = {}
     folds: Annotated[list[Annotated[int, Field(ge=-1)]], Field(min_length=1)] = [0]
     eda: Section = {}
-    baseline: Section | None = None
+    baseline: Annotated[Section | None, EmptyIfNone] = None
     train: Section = {}
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")], Section] = {}
+    models: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
     predict: Section = {}
     ensemble: Section = {}
 
@@ -74,7 +80,7 @@ class Step(BaseModel):
     """
 
     name: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = {}
     after: list[str] = []
     plugins: dict[str, str] = {}
 
@@ -83,10 +89,9 @@ def profile_path(name: str) -> Path:
     """The file of a profile; ProfileError names the nearest one where there is none."""
     folder = ROOT / "notebooks" / "profiles"
     path = folder / f"{name}.yaml"
-    if path.exists():
-        return path
-    names = sorted(p.stem for p in folder.glob("*.yaml"))
-    raise ProfileError(path, [unknown("profile", name, names)])
+    if not path.exists():
+        raise ProfileError(path, [unknown("profile", name, sorted(p.stem for p in folder.glob("*.yaml")))])
+    return path
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -97,12 +102,6 @@ def read_profile(path: str | Path) -> Profile:
         raise ProfileError(path, [f"not YAML: {error}"]) from None
     if not isinstance(raw, dict):
         raise ProfileError(path, ["expected sections such as `train:` and `models:`"])
-    for key in {"parameters", "eda", "train", "models", "predict", "ensemble"} & raw.keys():
-        raw[key] = {} if raw[key] is None else raw[key]
-    if isinstance(raw.get("models"), dict):
-        raw["models"] = {name: {} if section is None else section for name, section in raw["models"].items()}
-    if "baseline" in raw and raw["baseline"] is None:
-        raw["baseline"] = {}
     try:
         return Profile.model_validate(raw)
     except ValidationError as error:
@@ -121,16 +120,16 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     parameter that a notebook does not declare or that is not of the declared type.
     """
     profile, problems = read_profile(path), []
-    notebooks = {n: _declared(n, problems) for n in _used(profile)}
+    plan = list(_plan(profile, run, data_dir))
+    notebooks = {section: _declared(NOTEBOOKS[section], problems) for section in dict.fromkeys(s for s, *_ in plan)}
     known = {name for parameters in notebooks.values() for name in parameters}
     for name in profile.parameters:
         if name in OWN:
             problems.append(f"parameters.{name}: set by the run itself")
         elif name not in known:
             problems.append(f"parameters: {unknown('parameter', name, known)}")
-    planned = []
-    for section, where, step, own in _plan(profile, run, data_dir):
-        notebook = notebooks[NOTEBOOKS[section]]
+    for section, where, step, own in plan:
+        notebook = notebooks[section]
         given = {k: v for k, v in profile.parameters.items() if k in notebook}
         for title, values in where.items():
             problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
@@ -138,19 +137,12 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
             given |= values
         lacking = [k for k in own if k not in notebook] if notebook else []
         problems += [f"notebooks/{NOTEBOOKS[section]}.ipynb does not declare {k}, which a run needs" for k in lacking]
-        given = {k: v for k, v in given.items() if k in notebook}
-        checked, wrong = check_values(notebook, given | {k: v for k, v in own.items() if k in notebook})
-        step.parameters = checked
+        given = {k: v for k, v in (given | own).items() if k in notebook}
+        step.parameters, wrong = check_values(notebook, given)
         problems += [p for p in wrong if not any(q.endswith(p) for q in problems)]
-        planned.append(step)
     if problems:
         raise ProfileError(path, problems)
-    return planned
-
-
-def _used(profile: Profile) -> list[str]:
-    sections = ["eda", *(["baseline"] if profile.baseline is not None else [])]
-    return [NOTEBOOKS[s] for s in [*sections, *(["train", "predict", "ensemble"] if profile.models else [])]]
+    return [step for _, _, step, _ in plan]
 
 
 def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
@@ -163,30 +155,25 @@ def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
     return {}
 
 
-def _plan(profile: Profile, run: str, data_dir: str) -> list[tuple[str, dict[str, Section], Step, Section]]:
+def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict[str, Section], Step, Section]]:
     """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
     common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
     submission = {"submission": f"submissions/{run}.csv"}
-    plan = [("eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"], parameters={}), common)]
+    yield "eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"]), common
     if profile.baseline is not None:
-        step = Step(name=NOTEBOOKS["baseline"], parameters={})
         own = common if profile.models else common | submission  # alone, the baseline is what gets submitted
-        plan.append(("baseline", {"baseline": profile.baseline}, step, own))
+        yield "baseline", {"baseline": profile.baseline}, Step(name=NOTEBOOKS["baseline"]), own
     predicted = []
     for fold in profile.folds:
         for model, parameters in profile.models.items():
             own = common | {"model": model, "fold": fold}
             trained, predict = (f"{NOTEBOOKS[s]}/{model}/fold{fold}" for s in ("train", "predict"))
-            where = {"train": profile.train, f"models.{model}": parameters}
-            plan.append(("train", where, Step(name=trained, parameters={}), own))
-            step = Step(name=predict, parameters={}, after=[trained])
-            plan.append(("predict", {"predict": profile.predict}, step, own))
+            yield "train", {"train": profile.train, f"models.{model}": parameters}, Step(name=trained), own
+            yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
             predicted.append(predict)
     if predicted:
         own = common | submission | {"models": list(profile.models)}
-        step = Step(name=NOTEBOOKS["ensemble"], parameters={}, after=predicted)
-        plan.append(("ensemble", {"ensemble": profile.ensemble}, step, own))
-    return plan
+        yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
 
 
 def _structure(error: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """Run one step of a run: its notebook, with its parameters, in its own folder.
 
-Snakemake calls `python -m utils.step` (notebooks/Snakefile); the step's terminal lines, log, error and executed
-notebook come from here.
+Snakemake calls `python -m utils.pipeline.run_notebook` (notebooks/Snakefile); the step's terminal lines, log, error and
+executed notebook come from here.
 """
 
 import argparse
 import hashlib
-import json
+import io
 import logging
 import os
 import re
@@ -15,9 +15,10 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from utils.files import ROOT, write_json, write_text
+from utils.files import ROOT, read_json, write_json, write_text
 
 OWNER = "HAND_BONE_RUN_PROCESS"
 """Environment variable: `<host> <process id>` of the run that the step belongs to."""
@@ -35,13 +36,10 @@ def end_with_run() -> None:
     import psutil
 
     def watch() -> None:
-        while True:
-            try:
-                if psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE:
-                    os._exit(1)
-            except psutil.NoSuchProcess:
-                os._exit(1)
-            time.sleep(0.5)
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -55,9 +53,8 @@ def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
     """
     folder = run / name
     fingerprint = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in inputs}
-    if folder.exists() and any(folder.iterdir()) and _read(folder / "inputs.json") != fingerprint:
+    if folder.exists() and any(folder.iterdir()) and read_json(folder / "inputs.json", None) != fingerprint:
         set_aside(run, name)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "inputs.json", fingerprint)
     (folder / "failed.txt").unlink(missing_ok=True)
     title = name.replace("/", " ")
@@ -84,7 +81,7 @@ def set_aside(run: Path, name: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line with the time of day, written at once, whole among the lines of other steps."""
+    """Print one line with the time of day."""
     _print(f"{time.strftime('%H:%M:%S')} {text}")
 
 
@@ -97,10 +94,10 @@ def _execute(run: Path, name: str, threads: int) -> str:
     import papermill
     import yaml
 
-    notebook = name.partition("/")[0]
+    notebook, _, fold_model = name.partition("/")
     files = [run / "parameters" / f"{name}{ending}.yaml" for ending in ("", ".others")]
     parameters = {k: v for file in files for k, v in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
-    _log(run / name / "log.txt", name)
+    _log_to(run / name / "log.txt")
     try:
         papermill.execute_notebook(
             run / "notebooks" / f"{notebook}.ipynb",
@@ -110,54 +107,44 @@ def _execute(run: Path, name: str, threads: int) -> str:
             cwd=ROOT,
             progress_bar=False,
             log_output=True,
+            stdout_file=_Terminal(f"{notebook[:2]} {fold_model}".strip()),
         )
     except papermill.PapermillExecutionError as error:
         lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in error.traceback]
         message = f"{error.ename}: {error.evalue}"
-        return "\n".join(lines) if message.splitlines()[0] in lines[-1] else "\n".join([*lines, message])
+        return "\n".join(lines if message.splitlines()[0] in lines[-1] else [*lines, message])
     except Exception as error:  # a killed kernel, a full disk: whatever stops papermill itself
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _log(path: Path, name: str) -> None:
-    """papermill's messages and the notebook's output go to the log file, what it prints also to the terminal."""
-    notebook, _, fold_model = name.partition("/")
-    short = f"{notebook[:2]} {fold_model}" if fold_model else notebook
-    logger = logging.getLogger("papermill")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(file)
-    os.dup2(file.stream.fileno(), sys.stderr.fileno())  # what libraries and a dying kernel write past papermill
+class _Terminal(io.TextIOBase):
+    """What a notebook prints goes to the terminal, behind the short name of its step."""
 
-    class Terminal(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            # stderr comes as WARNING; tables and figures, unlike what is printed, end without a newline
-            if record.levelno == logging.INFO and text.endswith("\n"):
-                for line in text.splitlines():
-                    if line.strip():
-                        _print(f"         {short} │ {line[:200]}")
+    def __init__(self, step: str):
+        self.step = step
 
-    logger.addHandler(Terminal())
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, text.splitlines()):
+            _print(f"         {self.step} │ {line[:200]}")
+        return len(text)
+
+
+def _log_to(path: Path) -> None:
+    """papermill's messages and all output of the notebook go to this file."""
+    file = path.open("a", encoding="utf-8")
+    os.dup2(file.fileno(), sys.stderr.fileno())  # what libraries and a dying kernel write past papermill
+    logging.basicConfig(stream=file, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    logging.getLogger("papermill").setLevel(logging.INFO)
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _read(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """Print a line at once, in one piece among the lines of other steps."""
+    print(f"{line}\n", end="", flush=True)
 
 
 def main() -> int:
-    """`python -m utils.step --run FOLDER --threads N STEP INPUT…`, the inputs relative to the run's folder."""
+    """`python -m utils.pipeline.run_notebook --run FOLDER --threads N STEP INPUT…`, inputs relative to the folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)

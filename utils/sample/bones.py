@@ -87,7 +87,7 @@ class Hand:
 
     outlines: float (n, 2) by class. axes: each bone's line from base to tip, (2, 2), by class. sesamoids: outlines
     (n, 2) of small bones that have no class. flesh: lines (k, 2), each with half the width of the soft tissue (k,).
-    mm: one millimetre in this unit. collimation: corners (4, 2) of the exposed field, in the image.
+    mm: one millimetre in this unit. collimation: corners (4, 2) of the exposed field, none before it is set.
     """
 
     outlines: dict[str, np.ndarray] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Hand:
     sesamoids: list[np.ndarray] = field(default_factory=list)
     flesh: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     mm: float = 1.0
-    collimation: np.ndarray | None = None
+    collimation: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
     def move(self, transform: Callable[[np.ndarray], np.ndarray]) -> None:
         """Apply `transform` ((n, 2) -> (n, 2)) to every point."""
@@ -103,6 +103,7 @@ class Hand:
         self.axes = {name: transform(points) for name, points in self.axes.items()}
         self.sesamoids = [transform(points) for points in self.sesamoids]
         self.flesh = [(transform(points), widths) for points, widths in self.flesh]
+        self.collimation = transform(self.collimation)
 
 
 class Variation:
@@ -162,9 +163,8 @@ def add_digits(hand: Hand, vary: Variation, rng: np.random.Generator) -> None:
             length = LENGTHS[digit][joint] * size * (1 + vary(0.018)) * flexion
             half = WIDTHS[digit][joint] * (1 + vary(0.035))
             control = _finger_bone(digit, joint, half, length, vary)
-            ends = turn(np.array([[0, 0], [0, length]]), angle) + position
             hand.outlines[name] = turn(outline(control, vary), angle) + position
-            hand.axes[name] = ends
+            hand.axes[name] = ends = turn(np.array([[0, 0], [0, length]]), angle) + position
             if digit == joint == 0:
                 _add_sesamoids(hand, position, angle, length, rng)
             gap = (1.6 if joint == 0 else 1.2) - 12 * (1 - flexion) + vary(0.2)

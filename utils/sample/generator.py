@@ -65,13 +65,9 @@ def ensure_sample(data_dir: str = "", **options: int | None) -> Path:
         return make_sample(folder, **options)
     if folder.is_dir():
         return folder
-    raise DataError(
-        f"{files.shown(folder)}: no such data folder",
-        [
-            'give the folder that holds train/DCM/<ID>/<name>.png (data_dir; "" stands for the synthetic sample)',
-            f"or make a synthetic one there: python -m utils.sample --folder {files.shown(folder)}",
-        ],
-    )
+    give = 'give the folder that holds train/DCM/<ID>/<name>.png (data_dir; "" stands for the synthetic sample)'
+    make = f"or make a synthetic one there: python -m utils.sample --folder {files.shown(folder)}"
+    raise DataError(f"{files.shown(folder)}: no such data folder", [give, make])
 
 
 def make_sample(
@@ -133,8 +129,7 @@ def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
 
 def _is_bent(split: str, person: int) -> bool:
     """Whether this person's wrists are bent: evenly spread, so that any number of people has the right share."""
-    share = BENT[split]
-    return int((person + 1) * share + 0.5) > int(person * share + 0.5)
+    return int((person + 1) * BENT[split] + 0.5) > int(person * BENT[split] + 0.5)
 
 
 def _both_hands(split: str, seed: tuple[int, int, int], number: int, bent: bool) -> list[SampleImage]:
@@ -208,11 +203,8 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], thread
     images = roster(options["train_people"], options["test_people"], options["seed"])
     size = options["image_size"]
     seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, files.cores())
-    print(
-        f"Making a synthetic sample in {files.shown(folder)}: {len(images)} images of {size} × {size} pixels, "
-        f"about {seconds / 60:.1f} minutes, once.",
-        flush=True,
-    )
+    what = f"{len(images)} images of {size} × {size} pixels, about {seconds / 60:.1f} minutes, once."
+    print(f"Making a synthetic sample in {files.shown(folder)}: {what}", flush=True)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # several images at the same time, one thread each
     try:
@@ -262,11 +254,8 @@ def _is_made(folder: Path, description: dict) -> bool:
         raise DataError(f"{files.shown(folder)} exists already", [problem, "choose another folder"]) from error
     if found == description:
         return True
-    differing = [
-        f"{key}: found {found.get(key)!r}, asked for {description.get(key)!r}"
-        for key in sorted({*found, *description})
-        if found.get(key) != description.get(key)
-    ]
+    values = {key: (found.get(key), description.get(key)) for key in sorted({*found, *description})}
+    differing = [f"{key}: found {old!r}, asked for {new!r}" for key, (old, new) in values.items() if old != new]
     advice = "choose another folder, or delete this one yourself if nobody needs it"
     raise DataError(f"{files.shown(folder)} holds a sample made with other options", [*differing, advice])
 

@@ -74,13 +74,8 @@ def make_hand(person: Person, rng: np.random.Generator, side: str) -> Hand:
     hand.flesh = [(points, widths * hand.mm) for points, widths in hand.flesh]
     _place(hand, rng)
     if side == "L":
-        hand.move(_mirrored)
-        hand.collimation = _mirrored(hand.collimation)
+        hand.move(lambda points: np.array([1, 0]) + points * (-1, 1))
     return hand
-
-
-def _mirrored(points: np.ndarray) -> np.ndarray:
-    return np.array([1, 0]) + points * (-1, 1)
 
 
 def _place(hand: Hand, rng: np.random.Generator) -> None:
@@ -91,8 +86,7 @@ def _place(hand: Hand, rng: np.random.Generator) -> None:
     bottom = 1.0 if rng.random() < 0.6 else rng.uniform(0.965, 1.0)
     arm = np.vstack([_cut(hand.outlines[name], bottom - y) for name in FOREARM])
     left, right = min(low[0], arm[:, 0].min()), max(high[0], arm[:, 0].max())
-    x = 0.5 - (left + right) / 2 + normal(rng, 0, 0.035)
-    x = np.clip(x, 0.03 - left, 0.97 - right)
+    x = np.clip(0.5 - (left + right) / 2 + normal(rng, 0, 0.035), 0.03 - left, 0.97 - right)
     hand.move(lambda points: points + np.array([x, y]))
     for name in FOREARM:
         hand.outlines[name] = _cut(hand.outlines[name], bottom)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from utils.sample.bones import DISTAL_ROW, FOREARM, PROXIMAL_ROW, Hand
+from utils.sample.bones import DISTAL_ROW, FOREARM, PROXIMAL_ROW, Hand, turn
 from utils.sample.hand import Person
 
 TISSUE, MARROW, CORTEX = 0.024, 0.036, 0.09
@@ -58,12 +58,9 @@ def soft_tissue(hand: Hand, grid: Raster) -> np.ndarray:
     for a, b in ((wrist[0], palm[4][0]), (wrist[1], palm[0][0]), (wrist[0], wrist[1])):
         _capsule(mask, grid.pixels(a), grid.pixels(b), 11.5 * grid.mm, 11.5 * grid.mm)
     edge = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0 * grid.mm)
-    mask = (edge > 122).astype(np.uint8)
-    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5) / grid.mm
+    depth = cv2.distanceTransform((edge > 122).astype(np.uint8), cv2.DIST_L2, 5) / grid.mm
     depth = cv2.GaussianBlur(depth, (0, 0), 0.9 * grid.mm)
-    radius = 13.5
-    chord = 2 * np.sqrt(radius**2 - np.square(radius - np.minimum(depth, radius)))
-    return cv2.GaussianBlur(chord, (0, 0), 0.6 * grid.mm)
+    return cv2.GaussianBlur(_chord(depth, 13.5), (0, 0), 0.6 * grid.mm)
 
 
 def _capsule(mask: np.ndarray, a: np.ndarray, b: np.ndarray, ra: float, rb: float) -> None:
@@ -73,8 +70,8 @@ def _capsule(mask: np.ndarray, a: np.ndarray, b: np.ndarray, ra: float, rb: floa
     _fill(mask, cv2.convexHull(points)[:, 0])
 
 
-def _fill(mask: np.ndarray, points: np.ndarray, value: int = 255) -> None:
-    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
+def _fill(mask: np.ndarray, points: np.ndarray) -> None:
+    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
 
 
 def _bones(hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
@@ -136,8 +133,7 @@ def _shaft(axis: np.ndarray, kind: str, grid: Raster, box: tuple[int, int, int, 
     y = (np.arange(y0, y1, dtype=np.float32) - np.float32(base[1])) * np.float32(along[1])
     t = x[None] + y[:, None]
     start, end = (-1.0, 0.8) if kind == "forearm" else (0.2, 0.8)
-    ramp = np.minimum(t - start, end - t) / np.float32(0.22)
-    ramp = np.clip(ramp + 0.5, 0, 1)
+    ramp = np.clip(np.minimum(t - start, end - t) / np.float32(0.22) + 0.5, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
 
 
@@ -150,8 +146,7 @@ def _add_nails(smooth: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Gene
         plate = np.zeros(smooth.shape, np.uint8)
         axes = (rng.uniform(6.2, 8.5) * grid.mm, rng.uniform(3.8, 4.8) * grid.mm)
         oval = cv2.ellipse2Poly((0, 0), (1000, 1000), 0, 0, 360, 10) / 1000 * axes
-        c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-        _fill(plate, oval @ np.array([[c, s], [-s, c]]) + centre)
+        _fill(plate, turn(oval, -angle) + centre)
         smooth += plate.astype(np.float32) * (rng.uniform(0.05, 0.2) / 255)
 
 

@@ -41,8 +41,7 @@ class WeightedSum(nn.Module):
         return sum(weight * loss(logits, labels) for weight, loss in zip(self.weights, self.losses, strict=True))
 
 
-bce_dice = WeightedSum([1.0, 1.0], [F.binary_cross_entropy_with_logits, DiceLoss(mode="multilabel", from_logits=True)])
-register_loss("bce_dice")(bce_dice)
+register_loss("bce_dice")(WeightedSum([1.0, 1.0], [build_part("loss", "bce"), build_part("loss", "dice")]))
 
 
 def build_loss(text: str) -> WeightedSum:

@@ -80,7 +80,7 @@ def costs(
     setting = {"classes": classes, "image_size": image_size, "threads": threads or cores()}
     for number, name in enumerate(names, 1):
         path = Path(folder) / f"{name}.json"
-        found = read_json(path) if path.exists() else {}
+        found = read_json(path, {})
         if any(found.get(key) != value for key, value in {**setting, "versions": versions()}.items()):
             command = [sys.executable, "-m", "utils.training.model_zoo", name, *map(str, setting.values())]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -141,7 +141,7 @@ def train_once(
     names = [*data.train["image_name"], *data.validation["image_name"]]
     made_from = json.loads(json.dumps(made_from | {"images": [data.cache.signature(name) for name in names]}))
     done = folder / "metrics.json"
-    found = read_json(done) if done.exists() else {}
+    found = read_json(done, {})
     if any(found.get(key) != value for key, value in made_from.items()):
         torch.manual_seed(settings.seed)
         network = build_model(architecture, len(data.cache.classes), encoder, image_size=data.cache.grid[0], **options)

@@ -1,6 +1,6 @@
-"""What a run's folder holds before Snakemake starts: the data set's files, the notebooks and parameters of the steps.
+"""Write into a run's folder what changed: the data set's files, notebooks and parameters of the steps.
 
-Each file is written only where it changes, so its time says what has to run again.
+Each file is written only where it changes, so that its time tells Snakemake which results are out of date.
 """
 
 import hashlib
@@ -44,11 +44,11 @@ def prepare_data(run: Path, data: Path | None, profile: Profile) -> Path:
         data = ROOT / profile.sample.folder
         make_sample(data, **profile.sample.model_dump(exclude={"folder"}))
     found, record = fingerprint(data), run / "data.json"
-    before = read_json(record) if record.exists() else None
+    before = read_json(record, {})
     if found and before == found:
         return data
-    owner = read_json(run / "run.json")["data_dir"] if before and (run / "run.json").exists() else str(data)
-    if before and (ROOT / owner).is_dir() and (ROOT / owner).resolve() != data.resolve():
+    owner = read_json(run / "run.json", {}).get("data_dir", data)
+    if before and (ROOT / owner).is_dir() and not (ROOT / owner).samefile(data):
         raise RunError(f"{shown(run)} was made from {owner}; rename {data}, or delete {shown(run)}")
 
     from utils.data.competition import check_data, read_classes, read_index
@@ -68,17 +68,16 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     if force:
         shutil.rmtree(run / "cache", ignore_errors=True)
     for step in planned:
-        notes = [f"after {', '.join(step.after)}"] if step.after else []
-        notes += [f"plugin {path} {digest}" for path, digest in step.plugins.items()]
-        shaping = {k: v for k, v in step.parameters.items() if k not in WITHOUT_EFFECT}
-        text = "".join(f"# {note}\n" for note in notes) + _as_yaml(shaping)
-        _write_if_changed(run / "parameters" / f"{step.name}.yaml", text)
-        others = {k: v for k, v in step.parameters.items() if k in WITHOUT_EFFECT}
+        notes = [f"# after {', '.join(step.after)}\n"] if step.after else []
+        notes += [f"# plugin {path} {digest}\n" for path, digest in step.plugins.items()]
+        others = {name: step.parameters[name] for name in step.parameters if name in WITHOUT_EFFECT}
+        shaping = {name: step.parameters[name] for name in step.parameters if name not in others}
+        notebook = f"notebooks/{step.name.partition('/')[0]}.ipynb"
+        _write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
         _write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
-        notebook = f"{step.name.partition('/')[0]}.ipynb"
-        _write_if_changed(run / "notebooks" / notebook, _sources(ROOT / "notebooks" / notebook))
-        submission = step.parameters.get("submission")
-        if force or (submission and not (ROOT / submission).exists()):
+        _write_if_changed(run / notebook, _sources(ROOT / notebook))
+        submission = ROOT / step.parameters.get("submission", "")
+        if force or not submission.exists():
             (run / step.name / "metrics.json").unlink(missing_ok=True)
         if force:
             (run / step.name / "inputs.json").unlink(missing_ok=True)
@@ -86,11 +85,10 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     images = sorted(name for name in read_json(run / "data.json") if name.startswith("train/DCM/"))
     split = [planned[-1].parameters.get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
-    before = read_json(run / "run.json") if (run / "run.json").exists() else {}
+    before = read_json(run / "run.json", {})
     if before.get("folds_of", folds_of) != folds_of and (run / "folds.csv").exists():
         set_aside(run, "folds.csv")
     about = {
-        "run": run.name,
         "data_dir": data_dir,
         "models": list(profile.models),
         "folds": profile.folds,
@@ -104,12 +102,10 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
     """Move the results of steps that are not among `names` to `<run>/previous/`."""
-    folders = [run / NOTEBOOKS[section] for section in ("eda", "baseline", "ensemble")]
-    folders += [p for section in ("train", "predict") for p in run.glob(f"{NOTEBOOKS[section]}/*/fold*")]
-    for folder in folders:
-        name = folder.relative_to(run).as_posix()
-        if folder.is_dir() and name not in names:
-            set_aside(run, name)
+    patterns = [f"{n}/*/fold*" if section in ("train", "predict") else n for section, n in NOTEBOOKS.items()]
+    found = {path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)}
+    for name in found - names:
+        set_aside(run, name)
 
 
 def copy_for_preview(run: Path, copy: Path) -> Path:
@@ -141,11 +137,9 @@ def _sources(path: Path) -> str:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.pop("id", None)
-        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.metadata = {
-        "kernelspec": notebook.metadata.get("kernelspec", {"name": "python3", "display_name": "Python 3"})
-    }
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     notebook.nbformat_minor = 4  # before cell ids, which editors rewrite
     return nbformat.writes(notebook) + "\n"

@@ -28,13 +28,10 @@ def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = ""
     import papermill
 
     path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    known = declared(path)
-    given = {name: parameters[name] for name in SHARED if name in parameters and name in known}
+    given = {name: parameters[name] for name in declared(path) if name in SHARED and name in parameters}
     if fold is not None:
         given["fold"] = fold
     executed = steps / f"{notebook}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     print(f"nothing in {shown(steps)} yet: running notebooks/{notebook}.ipynb first, see {shown(executed)}", flush=True)
-    papermill.execute_notebook(
-        str(path), str(executed), given, kernel_name="python3", progress_bar=False, cwd=str(ROOT)
-    )
+    papermill.execute_notebook(path, executed, given, kernel_name="python3", progress_bar=False, cwd=ROOT)
