@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import bench_masks, bench_training
+from tests import bench_masks, bench_network, bench_training
 from utils.files import ROOT, write_json
 
 BENCHMARKS = [
@@ -21,6 +21,8 @@ BENCHMARKS = [
     bench_training.cache_building,
     bench_training.stored_probabilities,
     bench_training.fed_steps,
+    bench_network.network_steps,
+    bench_network.network_profile,
     bench_masks.submission_files,
 ]
 

@@ -19,7 +19,7 @@ from tests.bench_tools import seconds, side_by_side
 from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
 from utils.data.cache import Cache
 from utils.data.competition import read_annotation, read_classes, read_index
-from utils.data.loader import FoldData, normalise, training_loader
+from utils.data.loader import FoldData, dense_labels, normalise, training_loader
 from utils.device import peak_memory
 from utils.files import ROOT
 from utils.inference import ensemble
@@ -71,7 +71,7 @@ def training_samples() -> list[dict]:
 
         def ours(augmenter: Augmenter = augmenter, numbers: cycle = numbers) -> None:
             entry = cache.read(table["image_name"][next(numbers)])
-            augmenter(entry.image, entry.label, np.random.default_rng(0))
+            augmenter(entry.image, entry.label, np.random.default_rng(0))[1].dense()
 
         def theirs(plain: A.Compose = plain, numbers: cycle = numbers) -> None:
             number = next(numbers)
@@ -171,7 +171,7 @@ def fed_steps() -> list[dict]:
         def step(batch: dict, model=model, optimizer=optimizer, loss=loss) -> None:
             image = normalise(batch["image"], [0.5] * 3, [0.2] * 3)
             optimizer.zero_grad()
-            model.training_loss(image, batch["label"].float() / 255, loss).backward()
+            model.training_loss(image, dense_labels(batch), loss).backward()
             optimizer.step()
 
         batches = endless(loader)

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The tests, in run_all.sh's environment: bash tests/run.sh [pytest options], bash tests/run.sh bench
+# The tests, in run_all.sh's environment: bash tests/run.sh [pytest options]
+# Benchmarks: bash tests/run.sh bench [words of a name]; everything that needs a GPU: bash tests/run.sh gpu
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/run_all.sh" --install
 cd "$root"
-if [ "${1:-}" = bench ]; then
+if [ "${1:-}" = bench ] || [ "${1:-}" = gpu ]; then
+    script=tests/$1.py
     shift
-    exec .venv/bin/python tests/bench.py "$@"
+    exec .venv/bin/python "$script" "$@"
 fi
 export OMP_NUM_THREADS=1 # a core for every worker
 exec .venv/bin/python -m pytest tests -q --durations=10 -n auto --dist loadfile "$@"

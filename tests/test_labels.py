@@ -4,13 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.augment import affine, flip, paste, transform_matrix
+from utils.data.augment import affine, flip, transform_matrix
 from utils.data.cache import make_entry
 from utils.data.competition import HAND_BONES, read_annotation, read_index
 from utils.masks import upsampling
 from utils.masks.dice import dice_per_class
 from utils.masks.labels import draw
 from utils.masks.rle import encode
+from utils.masks.sparse import SparseMaps
 from utils.sample.generator import make_sample
 
 CLASSES = list(HAND_BONES)
@@ -36,7 +37,7 @@ def test_labels_keep_the_full_size_masks(rows, side, goal):
 def test_flipped_labels_keep_the_flipped_masks(rows):
     for row in rows[:2]:
         entry = make_entry(row.image, row.annotation, CLASSES, (512, 512))
-        label = paste(flip(entry.image, entry.label.patches())[1], (512, 512))
+        label = SparseMaps.from_patches((512, 512), flip(entry.image, entry.label.patches())[1]).dense()
         shapes = read_annotation(row.annotation, CLASSES)
         flipped = [encode(draw(shapes[name], entry.size)[:, ::-1]) for name in CLASSES]
         plain = kept(entry.label.dense(), entry.size, entry.truth)
@@ -49,7 +50,7 @@ def test_moved_labels_keep_the_moved_masks(rows, angle, scale, shift):
     for row in rows[:3]:
         entry = make_entry(row.image, row.annotation, CLASSES, (512, 512))
         matrix = transform_matrix((512, 512), angle, scale, shift)
-        label = paste(affine(entry.image, entry.label.patches(), matrix)[1], (512, 512))
+        label = SparseMaps.from_patches((512, 512), affine(entry.image, entry.label.patches(), matrix)[1]).dense()
         step = entry.size[0] / 512  # the same motion in full-size pixels, whose centres lie at (p + 0.5) · step - 0.5
         full = matrix.copy()
         full[:, 2] = matrix[:, 2] * step + (step - 1) / 2 * (1 - matrix[:, :2].sum(1))

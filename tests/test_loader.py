@@ -17,16 +17,16 @@ from utils.data.augment import (
     affine,
     draw_field,
     flip,
-    paste,
     transform_matrix,
     warp,
 )
 from utils.data.cache import Cache, make_entry
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
-from utils.data.loader import EpochSampler, FoldData, plain_loader, training_loader
+from utils.data.loader import EpochSampler, FoldData, dense_labels, plain_loader, training_loader
 from utils.masks import rle, upsampling
 from utils.masks.dice import dice_per_class
 from utils.masks.labels import draw
+from utils.masks.sparse import SparseMaps
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_flip_is_exact(cache, names):
     entry = cache.read(names[0])
     image, patches = flip(entry.image, entry.label.patches())
     assert np.array_equal(image, entry.image[:, ::-1])
-    assert np.array_equal(paste(patches, entry.label.grid), entry.label.dense()[:, :, ::-1])
+    assert np.array_equal(SparseMaps.from_patches(entry.label.grid, patches).dense(), entry.label.dense()[:, :, ::-1])
 
 
 @pytest.mark.parametrize(("angle", "scale", "shift"), [(0, 1, (3, -2)), (17, 0.9, (2, 5)), (-30, 1.3, (20, 0))])
@@ -114,7 +114,7 @@ def test_regions_move_like_the_whole_map(cache, names, angle, scale, shift):
     matrix = transform_matrix(entry.label.grid, angle, scale, shift)
     image, patches = affine(entry.image, entry.label.patches(), matrix)
     whole = [cv2.warpAffine(plane, matrix, (64, 64), flags=cv2.INTER_LINEAR) for plane in entry.label.dense()]
-    difference = np.abs(paste(patches, (64, 64)).astype(int) - np.stack(whole))
+    difference = np.abs(SparseMaps.from_patches((64, 64), patches).dense().astype(int) - np.stack(whole))
     assert difference.max() <= 8 and difference.mean() < 0.01  # OpenCV rounds positions to 1/32 pixel
     assert np.array_equal(image, cv2.warpAffine(entry.image, matrix, (64, 64), flags=cv2.INTER_LINEAR))
 
@@ -129,7 +129,7 @@ def test_regions_bend_like_the_whole_map(cache, names):
     sources = np.einsum("ij,jhw->ihw", inverse, np.stack([x, y, np.ones_like(x)])) + field.transpose(2, 0, 1)
     maps = sources.astype(np.float32)
     whole = [cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR) for plane in entry.label.dense()]
-    assert np.abs(paste(patches, (64, 64)).astype(int) - np.stack(whole)).max() <= 8
+    assert np.abs(SparseMaps.from_patches((64, 64), patches).dense().astype(int) - np.stack(whole)).max() <= 8
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_every_part_can_be_switched_on_alone(cache, names, part):
     again, _ = augmenter(entry.image, entry.label, np.random.default_rng(3))
     moved = part in ("hflip", "rotate", "scale", "shift", "elastic")
     assert not np.array_equal(image, entry.image) and np.array_equal(image, again)
-    assert np.array_equal(label, entry.label.dense()) != moved
+    assert np.array_equal(label.dense(), entry.label.dense()) != moved
     untouched, same = Augmenter(NO_AUGMENTATION)(entry.image, entry.label, np.random.default_rng(3))
-    assert np.array_equal(untouched, entry.image) and np.array_equal(same, entry.label.dense())
+    assert np.array_equal(untouched, entry.image) and np.array_equal(same.dense(), entry.label.dense())
 
 
 def test_amounts_out_of_range_are_refused():
@@ -168,9 +168,20 @@ def test_batches_do_not_depend_on_the_number_of_workers(cache, names, num_worker
 
     first, parallel, later = epoch(0, 0), epoch(num_workers, 0), epoch(0, 1)
     for a, b in zip(first, parallel, strict=True):
-        assert torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"])
+        assert torch.equal(a["image"], b["image"]) and torch.equal(dense_labels(a), dense_labels(b))
     assert not torch.equal(first[0]["image"], later[0]["image"])
-    assert first[0]["image"].dtype == torch.uint8 and first[0]["label"].shape == (4, 29, 64, 64)
+    assert first[0]["image"].dtype == torch.uint8 and dense_labels(first[0]).shape == (4, 29, 64, 64)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sparse_labels_are_pasted_as_the_dense_ones(cache, names, layout):
+    data = FoldData(cache, pd.DataFrame({"image_name": names}), pd.DataFrame())
+    batch = next(iter(plain_batches := training_loader(data, Augmenter(NO_AUGMENTATION), len(names), seed=5)))
+    order = [index for _, index in plain_batches.sampler]
+    expected = np.stack([cache.read(names[index]).label.dense() for index in order])
+    labels = dense_labels(batch, layout)
+    assert labels.is_contiguous(memory_format=layout) and labels.dtype == torch.float32
+    assert np.array_equal(labels.numpy(), expected.astype(np.float32) / 255)
 
 
 def test_an_epoch_shows_every_image_and_fills_the_last_batch():

@@ -1,1 +1,1 @@
-"""Hand-bone X-ray segmentation: one module per step of the pipeline (see README.md, "How it is built")."""
+"""Hand-bone X-ray segmentation: the package behind the notebooks (see README.md, "How it is built")."""

@@ -1,13 +1,84 @@
 """The device and the precision a notebook computes with; a GPU is held by a lock file while the process lives."""
 
+import ctypes
+import functools
 import os
+import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 _held: list[FileLock] = []
+
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = tuple(
+    name + layout + compiled
+    for compiled in ("", " compile")
+    for name in ("32-true", *HALF)
+    for layout in ("", " channels_last")
+)
+"""Names of precisions: Lightning's, each with one of two orders of the feature maps in memory, and compiled or not."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a network computes. Made from its name, one of PRECISIONS; ValueError for another.
+
+    lightning: "32-true" (float32), "bf16-mixed" or "16-mixed" (matrix products and convolutions in bfloat16 or float16,
+    everything else in float32). channels_last: the channels of one pixel lie beside each other in memory. compile: with
+    torch.compile, which takes a minute at the start and needs a C++ compiler; never chosen by itself.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names."""
+        if self.name not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.name!r}; known are auto, {', '.join(PRECISIONS)}")
+
+    @property
+    def lightning(self) -> str:
+        """Lightning's name."""
+        return self.name.partition(" ")[0]
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The order of feature maps, and of the images and labels they meet."""
+        return torch.channels_last if "channels_last" in self.name else torch.contiguous_format
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Put the network's weights into this order, and the process into the state that this precision is fast in.
+
+        Denormal numbers become zero except in plain float32, whose bits stay what they always were.
+        """
+        keep_memory()
+        torch.set_flush_denormal(self.name != "32-true")
+        if self.name.endswith(" compile"):
+            model.compile()
+        return model.to(memory_format=self.layout)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """The context to run the network in, where Lightning does not."""
+        half = HALF.get(self.lightning)
+        return torch.autocast(device.type, half) if half else nullcontext()
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Make the C library keep freed memory for the next tensor.
+
+    glibc gives each large tensor back to the system when it is freed and takes zeroed pages again for the next one; in
+    notebook 03 that was 28 % of the machine's time. Other C libraries have no such setting, and nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+        for option, size in ((trim_threshold, 2**31 - 1), (top_pad, 2**26), (mmap_threshold, 2**30)):
+            ctypes.CDLL(None).mallopt(option, size)
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -44,13 +115,27 @@ def choose_device(device: str = "auto") -> torch.device:
     )
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """Lightning's name of a precision; "auto" is bfloat16 where the GPU has it, else float16, and float32 on a CPU."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+def candidates(device: torch.device) -> list[str]:
+    """The precisions worth timing on a device, the plain one first: half precision where the hardware has it."""
+    if device.type == "cuda":
+        half = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return [half, f"{half} channels_last"]
+    names = ["32-true", "32-true channels_last"]
+    return names + ["bf16-mixed", "bf16-mixed channels_last"] * has_bfloat16()
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or Arm's BF16)."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return any(name in flags.split() for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def usable(name: str, device: torch.device) -> Precision:
+    """The precision called `name`, or float32 in the same order of maps where this device lacks its half precision."""
+    precision = Precision(name)
+    if device.type == "cpu" and not any(known.startswith(precision.lightning) for known in candidates(device)):
+        return Precision(name.replace(precision.lightning, "32-true"))
+    return precision
 
 
 def peak_memory() -> float:

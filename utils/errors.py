@@ -1,16 +1,16 @@
-"""Errors that list every problem at once, and the hint at a name that was meant."""
+"""Errors that list all problems at once, and hints for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 FAMILIAR = {"learning_rate": "lr", "backbone": "encoder", "weights": "encoder_weights", "k_folds": "n_folds"}
-"""Other libraries' names, which a comparison of letters would not find."""
+"""Names that other libraries use, which a comparison of spellings would not find, and the names here."""
 
 
 class Problems(ValueError):
     """Something can't be used: a title, then one line per problem. Notebooks show it without a traceback.
 
-    problems: all of them; the message spells out the first `shown`.
+    problems: all of them, each once; the message lists the first `shown`.
     """
 
     def __init__(self, title: str, problems: Iterable[str], shown: int = 20):
@@ -18,7 +18,7 @@ class Problems(ValueError):
         more = [f"… and {len(self.problems) - shown} more"] if len(self.problems) > shown else []
         super().__init__("\n".join([title, *(f"  - {p}" for p in [*self.problems[:shown], *more])]))
 
-    def _render_traceback_(self) -> list[str]:  # IPython's hook: the message is all a reader needs
+    def _render_traceback_(self) -> list[str]:  # called by IPython: show only the message
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -31,7 +31,7 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def unknown(what: str, name: str, names: Iterable[str]) -> str:
-    """One line for a name that is not among `names`: what was found, the nearest ones, and those there are."""
+    """One line for a name that is not among `names`: what was found, the nearest names, and all names."""
     names = list(names)
     more = f" and {len(names) - 100} more" if len(names) > 100 else ""
     hint = f"did you mean {' or '.join(nearest(name, names))}? " if names else ""

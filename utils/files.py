@@ -1,4 +1,4 @@
-"""Paths relative to the repository, files that are written whole or not at all, and progress lines."""
+"""Helpers: paths relative to the repository, files that are written whole or not at all, progress lines."""
 
 import json
 import os
@@ -19,18 +19,18 @@ def resolve(path: str | Path) -> Path:
 
 
 def shown(path: str | Path) -> str:
-    """How a path is printed: relative to the repository where it lies inside."""
+    """A path as text for messages: relative to the repository if it lies inside."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def interactive() -> bool:
-    """Whether somebody watches this notebook (JupyterLab, VS Code), rather than papermill or nbconvert running it."""
+    """Whether this notebook is open in an editor (JupyterLab, VS Code) and not run by papermill or nbconvert."""
     return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
 
 
 def cores() -> int:
-    """CPU cores this process may use; a cluster's job often gets a part of the machine only."""
+    """Number of CPU cores that this process may use; on a cluster, a job often gets only some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -42,7 +42,7 @@ class Progress:
         self.started = self.printed = time.monotonic()
 
     def __call__(self, done: int, of: int) -> None:
-        """Say that `done` of `of` are finished."""
+        """Show that `done` of `of` items are finished."""
         if interactive():
             from tqdm.auto import tqdm
 
@@ -84,7 +84,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *missing: Any) -> Any:
-    """The value in a JSON file; where there is no such file, the second argument if there is one."""
+    """The value in a JSON file; if there is no such file, the second argument, or FileNotFoundError without one."""
     if missing and not Path(path).exists():
         return missing[0]
     return json.loads(Path(path).read_text(encoding="utf-8"))

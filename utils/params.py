@@ -1,8 +1,8 @@
-"""Strict notebook parameters: what papermill injected is compared with what the parameters cell declares.
+"""Check a notebook's parameters: what papermill injected must fit what the parameters cell declares.
 
 The parameters cell holds lines of the form `name: type = value  # help`, with a bare type name: int, float, bool,
 str, list or dict ("" and [] mean none). papermill itself only warns about an unknown name and passes many values as
-text; here the first stops the run and the second becomes what it means. Nothing slow is imported.
+text; here an unknown name stops the run, and text is converted to the declared type. This module imports nothing slow.
 """
 
 import ast
@@ -44,7 +44,7 @@ TYPES = {
     "list": Annotated[list, YAML],
     "dict": Annotated[dict[str, Any], YAML],
 }
-"""What pydantic accepts for each declared type; it converts text to numbers and truth values itself."""
+"""What pydantic accepts for each declared type; it converts text to numbers and to True or False itself."""
 
 RANGES: dict[str, tuple[str, Any]] = {
     "fold": ("int", Field(ge=-1)),
@@ -58,7 +58,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "threshold": ("float", Field(gt=0, lt=1)),
     "device": ("str", Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")),
 }
-"""What the common names allow in every notebook: the type for which the limit holds, and the limit."""
+"""Limits of the parameters with these names in every notebook: the type for which a limit holds, and the limit."""
 
 
 class Parameter(NamedTuple):
@@ -79,10 +79,20 @@ class ParameterError(Problems):
 def check_parameters(namespace: MutableMapping[str, Any]) -> dict[str, Any]:
     """Check a notebook's parameters; call it as `check_parameters(globals())` in the cell after the parameters cell.
 
-    Reads the executed parameters cell, and papermill's injected cell where there is one, from IPython's history.
-    Values that mean the declared type ("false", "[2, 3]", "1e-4") are put back into `namespace` with that type.
-    Returns the checked values by name. Raises ParameterError with all problems at once: names that the cell does not
-    declare, values that are not of the declared type, and values outside RANGES.
+    The parameters cell that was executed last, and papermill's injected cell after it if there is one, are read from
+    IPython's history.
+
+    Args:
+        namespace: the notebook's global variables, with IPython's history in `In`. Values that can be converted to the
+            declared type ("false" to bool, "[2, 3]" to list, "1e-4" to float) are replaced by the converted ones.
+
+    Returns:
+        The checked values by name, with the declared types.
+
+    Raises:
+        ParameterError: with all problems at once: names that the cell does not declare, values that are not of the
+            declared type or outside RANGES, a `fold` that `n_folds` does not have, names that were deleted. Also if
+            no parameters cell has been run, or if it has lines of another form.
     """
     parameters, injected = _executed(namespace.get("In", []))
     wrong = [unknown("parameter", name, parameters) for name in injected if name not in parameters]
@@ -95,7 +105,7 @@ def check_parameters(namespace: MutableMapping[str, Any]) -> dict[str, Any]:
 
 
 def check_values(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The `values` (some or all of the declared ones) with their declared types, and a line for each problem."""
+    """The `values` (some or all of the declared ones) with their declared types, and one line per problem."""
     checked, problems = {}, []
     for name, value in values.items():
         if name not in parameters:
@@ -180,7 +190,7 @@ def _adapter(name: str, parameter: Parameter) -> TypeAdapter:
 
 
 def _type(parameter: Parameter) -> Any:
-    """The pydantic type of a declared type; a list's elements are of the default's elements' type."""
+    """The pydantic type of a declared type; elements of a list must have the type of the default's elements."""
     if parameter.type != "list":
         return TYPES[parameter.type]
     kinds = {type(element).__name__ for element in parameter.default}
@@ -189,7 +199,7 @@ def _type(parameter: Parameter) -> Any:
 
 
 def _problem(name: str, value: Any, kind: str, error: ValidationError) -> str:
-    """What is wrong with one value and what to write instead, in a line."""
+    """What is wrong with one value and what to write instead, in one line."""
     first = error.errors(include_url=False)[0]
     found = f"{name} = {_short(value)}"
     if not isinstance(value, bool | int | float | str | list | tuple | dict | None):

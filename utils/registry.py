@@ -1,7 +1,7 @@
-"""Parts by name: models, losses, augmentations, optimisers, schedules and test-time augmentations.
+"""Register and find parts by name: models, losses, augmentations, optimisers, schedules, test-time augmentations.
 
-A part is a function (or, for losses, a class) behind one decorator. The built-in parts are registered where they are
-written; a plugin, which is a single Python file named in the parameter `plugins`, registers its own in the same way:
+A part is a function (or, for losses, a class) with a decorator. The built-in parts are registered where they are
+defined; a plugin, which is a single Python file named in the parameter `plugins`, registers its own in the same way:
 
     from utils.registry import register_loss
 
@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 class UnknownPart(Problems):
-    """A name that no part has; the message gives the nearest one and all there are."""
+    """A name that no part has; the message gives the nearest names and all names."""
 
 
 _parts: dict[tuple[str, str], Part] = {}
@@ -49,8 +49,8 @@ _importing: tuple[str, str, str] = ("", "", "")
 def register_model(*names: str, family: str = "") -> Callable:
     """Decorate `f(classes, **options) -> nn.Module`, whose forward gives logits (N, classes, H, W).
 
-    `f` may also name the arguments `encoder`, `encoder_weights`, `image_size` (pixels) and, if it makes several
-    networks, `name`; it gets them where it does. `family` groups the networks in listings.
+    If `f` also has arguments called `encoder`, `encoder_weights`, `image_size` (pixels) or `name` (for a function that
+    makes several networks), it gets them, too. `family` groups the networks in listings.
     """
     return _register("model", names, family)
 
@@ -81,7 +81,7 @@ def register_tta(*names: str) -> Callable:
 
 
 def find_part(kind: str, name: str) -> Part:
-    """The part of this kind and name. Raises UnknownPart with the nearest name and all there are."""
+    """The part of this kind and name. Raises UnknownPart with the nearest names and all names."""
     if (kind, name) not in _parts:
         title = "this part is neither built in nor registered by one of the plugins"
         raise UnknownPart(title, [unknown(kind, name, list_parts(kind))])
@@ -89,14 +89,15 @@ def find_part(kind: str, name: str) -> Part:
 
 
 def build_part(kind: str, name: str, *arguments: Any) -> Any:
-    """What the part makes of `arguments`; a loss is the part itself. Raises UnknownPart for an unknown name.
+    """The object that the part makes from `arguments`; for a loss, the part itself. Raises UnknownPart.
 
-    Its attribute `part` says what it came from, so that an edited plugin is not resumed as if it were the same.
+    If it comes from a plugin, its attribute `part` holds the plugin's SHA-256, so that a training with an edited plugin
+    is not resumed as if it were the same.
     """
     part = find_part(kind, name)
     built = part.build if kind == "loss" else part.build(*arguments)
     if part.plugin:
-        with suppress(AttributeError):  # a list of TTA transforms takes none
+        with suppress(AttributeError):  # a list of TTA transforms can't have attributes
             built.part = part[:2] + part[3:]
     return built
 
@@ -122,12 +123,12 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
                 continue
             _importing = (module, str(path), digest)
             for key in [key for key, part in _parts.items() if part.plugin == str(path)]:
-                del _parts[key]  # of an earlier version of the file
+                del _parts[key]  # parts of an earlier version of the file
             spec = importlib.util.spec_from_file_location(module, resolve(path))
             sys.modules[module] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[module])
             sys.modules[module].SHA256 = digest
-        except Exception as error:  # whatever somebody's file raises
+        except Exception as error:  # whatever a plugin raises
             problems.append(f"{shown(resolve(path))}: {type(error).__name__}: {error}")
         finally:
             _importing = ("", "", "")
@@ -136,7 +137,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
 
 
 def named_parts(parameters: Mapping[str, Any]) -> list[Part]:
-    """The parts that a notebook's parameters name. Raises UnknownPart with every name that no part has."""
+    """The parts that a notebook's parameters name. Raises UnknownPart with all names that no part has."""
     parts, problems = [], []
     for parameter, kind in PARAMETERS.items():
         value = parameters.get(parameter, "")

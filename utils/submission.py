@@ -1,4 +1,4 @@
-"""Submission files: write, read, check, score, vote and compare them, on RLE intervals instead of pixels.
+"""Write, read, check, score, vote on and compare submission files, by RLE intervals instead of pixels.
 
     python -m utils.submission check FILE --data DIR
     python -m utils.submission score FILE SOLUTION [--data DIR]
@@ -28,7 +28,7 @@ from utils.masks import rle
 COLUMNS = ["image_name", "class", "rle"]
 KEY = ["image_name", "class"]
 EXAMPLES = 10
-"""So many rows with the same kind of problem are listed; the others are counted."""
+"""Rows that are listed at most, of those with a bad RLE (the others are counted) and of the most different ones."""
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:
@@ -75,10 +75,18 @@ def expected_rows(data_dir: str | Path) -> pd.DataFrame:
 
 
 def check(path: str | Path, data_dir: str | Path) -> list[str]:
-    """Everything that is wrong with a submission file, one text per problem; [] for a valid file.
+    """Find everything that is wrong with a submission file.
 
-    That is: wrong columns or lines; rows other than those of `data_dir`'s test images and classes, or in another order;
-    malformed masks, and masks that end past the image's last pixel. Raises DataError if `data_dir` can't be read.
+    Args:
+        path: the CSV file.
+        data_dir: the data folder; its test images and classes are the rows that the file must have, in their order.
+
+    Returns:
+        One text per problem, [] for a valid file. Problems are: a file that can't be read; wrong columns or lines;
+        unknown, repeated, missing or misplaced rows; malformed masks, and masks that end past the image's last pixel.
+
+    Raises:
+        DataError: if the data folder can't be read.
     """
     try:
         frame = read(path)
@@ -197,9 +205,9 @@ def _rle_problems(frame: pd.DataFrame, expected: pd.DataFrame | None = None) -> 
 
 
 def _aligned(sources: Sequence[str | Path | pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
-    """Name and table of each file or table, all with the rows of the first, in its order and with their own lines.
+    """Name and table of each source, all with the rows of the first in its order; the index keeps the line numbers.
 
-    Raises DataError where a table has repeated, missing or unknown rows.
+    Raises DataError if a table has repeated, missing or unknown rows.
     """
     tables = []
     for number, source in enumerate(sources, 1):
@@ -244,7 +252,7 @@ def _print_per_class(table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    """The command line; where a file is not valid or can't be read, print the problems and exit with status 1."""
+    """The command line; if a file is not valid or can't be read, print the problems and exit with status 1."""
     parser = argparse.ArgumentParser(prog="python -m utils.submission", description="Submission files (CSV).")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="is this a valid submission?")

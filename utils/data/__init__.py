@@ -1,1 +1,1 @@
-"""The competition's files, folds, cached images and labels, batches and augmentation."""
+"""The data: read the competition's files, make folds, cache images and labels, build and augment batches."""

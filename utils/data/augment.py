@@ -1,4 +1,4 @@
-"""Augment training samples: geometry on each class's region, grey values by albumentations, or any Compose."""
+"""Augment training samples: geometry and grey values of image and labels, or any albumentations Compose."""
 
 import warnings
 from collections.abc import Callable
@@ -14,16 +14,17 @@ from utils.masks.sparse import SparseMaps
 from utils.registry import build_part, register_augmentation
 
 ELASTIC_GRID = 6
-"""Control points of the elastic field along each side: bends of about a palm's width, never within one bone."""
+"""Control points of the elastic field along each side; so few that a bend is as wide as a palm, not as a bone."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied and how much; 0 switches a part off.
+    """What is changed at random and by how much; 0 switches a change off.
 
-    hflip, clahe, autocontrast, elastic: probabilities. rotate: degrees either way. scale, shift: fraction of the image
-    either way. brightness, contrast: fraction either way. elastic_shift: the elastic field's standard deviation, as a
-    fraction of the image side. Hands are never turned upside down: vertical flips and quarter turns cost Dice.
+    hflip, clahe, autocontrast, elastic: probabilities, 0 to 1. rotate: largest angle, degrees in both directions.
+    scale: largest change of size, as a fraction. shift: largest shift, as a fraction of the image side. brightness,
+    contrast: largest change, as a fraction. elastic_shift: standard deviation of the elastic field, as a fraction of
+    the image side. There are no vertical flips and no fixed rotations by 90°, which lower the Dice.
     """
 
     hflip: float = 0.5
@@ -38,7 +39,7 @@ class Augmentation:
     elastic_shift: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse probabilities outside [0, 1] and amounts that would leave no hand."""
+        """Raise ValueError for probabilities outside [0, 1] and for amounts that would leave no hand in the image."""
         most = {"rotate": 180, "scale": 0.9, "shift": 0.5, "elastic_shift": 0.2}
         for name, value in asdict(self).items():
             if not 0 <= value <= most.get(name, 1):
@@ -49,7 +50,7 @@ NO_AUGMENTATION = Augmentation(hflip=0, rotate=0, scale=0, shift=0, brightness=0
 
 
 class Augmenter:
-    """Applies an `Augmentation`; everything drawn derives from the generator given to each call.
+    """Applies an `Augmentation`; all random numbers derive from the generator that each call gets.
 
     rule: whether hands may be flipped at all, and which classes a flip swaps.
     """
@@ -62,13 +63,13 @@ class Augmenter:
         if settings.autocontrast:
             parts.append(A.AutoContrast(method="pil", p=settings.autocontrast))
         if settings.clahe:
-            parts.append(A.CLAHE(clip_limit=2.0, tile_grid_size=(8, 8), p=settings.clahe))  # clip 4 costs Dice
+            parts.append(A.CLAHE(clip_limit=2.0, tile_grid_size=(8, 8), p=settings.clahe))  # limit 4 lowers the Dice
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns about arguments it does not know
             self.grey_values = A.Compose(parts) if parts else None
 
-    def __call__(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Augmented image uint8 (h, w[, 3]) and dense labels uint8 (classes, h, w) of an image and its soft labels."""
+    def __call__(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, SparseMaps]:
+        """The augmented image, uint8 (h, w[, 3]), and its soft labels."""
         settings = self.settings
         patches = label.patches()
         if rng.random() < settings.hflip:
@@ -83,7 +84,7 @@ class Augmenter:
         if self.grey_values is not None:
             self.grey_values.set_random_seed(int(rng.integers(2**32)))
             image = self.grey_values(image=image.copy())["image"]  # AutoContrast writes into a grey input
-        return np.ascontiguousarray(image), paste(patches, image.shape[:2])
+        return np.ascontiguousarray(image), SparseMaps.from_patches(image.shape[:2], patches)
 
     def _draw_matrix(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Rotation and scale about the centre, then a shift: float64 (2, 3) from old to new pixel coordinates."""
@@ -95,9 +96,9 @@ class Augmenter:
 
 
 class ComposeAugmenter:
-    """Applies an `albumentations.Compose` to the image (as RGB) and, interpolating linearly, to its soft labels.
+    """Applies an `albumentations.Compose` to the image (as RGB) and, with linear interpolation, to its soft labels.
 
-    Same call as `Augmenter`. Raises ValueError where the Compose changes the size or leaves floats.
+    Called like an `Augmenter`. Raises ValueError if the Compose changes the image's size or its type uint8.
     """
 
     def __init__(self, compose: A.Compose):
@@ -105,22 +106,22 @@ class ComposeAugmenter:
         self.compose = compose
 
     def __call__(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Augmented image uint8 (h, w, 3) and dense labels uint8 (classes, h, w)."""
+        """The augmented image, uint8 (h, w, 3), and its soft labels, dense uint8 (classes, h, w)."""
         self.compose.set_random_seed(int(rng.integers(2**32)))
         colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         result = self.compose(image=colour, mask=np.ascontiguousarray(label.dense().transpose(1, 2, 0)))
         made, mask = result["image"], result["mask"]
         if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape != colour.shape:
             raise ValueError(
-                f"the Compose turned uint8 {colour.shape} into {made.dtype} {tuple(made.shape)}; expected both as they "
-                "were: leave out Normalize and ToTensorV2, which training does itself, and whatever resizes"
+                f"the Compose turned uint8 {colour.shape} into {made.dtype} {tuple(made.shape)}; neither may change: "
+                "leave out Normalize and ToTensorV2, which training does itself, and everything that resizes"
             )
         return np.ascontiguousarray(made), np.ascontiguousarray(mask.reshape(*made.shape[:2], -1).transpose(2, 0, 1))
 
 
 @register_augmentation("default")
 def default(image_size: int, numbers: Augmentation, rule: FlipRule) -> Augmenter:
-    """Region-wise geometry and grey values, as far as `numbers` say."""
+    """The built-in augmentation: geometry and grey values, changed as much as `numbers` say."""
     return Augmenter(numbers, rule)
 
 
@@ -132,19 +133,19 @@ def build_augmentation(
 ) -> Augmenter | A.Compose:
     """The augmentation `name`: "default", which follows `numbers` and `rule`, or one that a plugin registered.
 
-    Raises UnknownPart for an unknown name, and Problems where numbers are given beside another augmentation than the
-    default one, which would ignore them.
+    Raises UnknownPart for an unknown name, and Problems if `numbers` are changed while a plugin's augmentation, which
+    would ignore them, is chosen.
     """
     if name == "default":
         return build_part("augmentation", name, image_size, numbers, rule)
     unused = [f"{k} = {v}" for k, v in asdict(numbers).items() if v != getattr(Augmentation, k)]
     if unused:
-        raise Problems(f"augmentation {name!r} replaces the default one, which these belong to; leave them out", unused)
+        raise Problems(f"augmentation {name!r} replaces the default one and ignores these; leave them out", unused)
     return build_part("augmentation", name, image_size)
 
 
 def as_augmenter(augmentation: Augmenter | A.Compose) -> Callable:
-    """What the loader calls with (image, label, rng): a Compose is wrapped, anything else taken as it is."""
+    """What the loader calls with (image, label, rng): a Compose is wrapped, anything else is returned unchanged."""
     return ComposeAugmenter(augmentation) if isinstance(augmentation, A.BaseCompose) else augmentation
 
 
@@ -159,22 +160,17 @@ def transform_matrix(grid: tuple[int, int], angle: float, scale: float, shift: t
     return matrix
 
 
-def paste(patches: Patches, grid: tuple[int, int]) -> np.ndarray:
-    """Dense uint8 (classes, h, w) of patches that lie inside the grid."""
-    return SparseMaps.from_patches(grid, patches).dense()
-
-
 def flip(image: np.ndarray, patches: Patches) -> tuple[np.ndarray, Patches]:
-    """Mirror left and right, exactly."""
+    """Mirror left to right, without interpolation."""
     width = image.shape[1]
     return image[:, ::-1], [(p[:, ::-1], (top, width - left - p.shape[1])) for p, (top, left) in patches]
 
 
 def affine(image: np.ndarray, patches: Patches, matrix: np.ndarray) -> tuple[np.ndarray, Patches]:
-    """Apply a matrix of `transform_matrix` bilinearly; outside the image is black and without labels.
+    """Apply a matrix of `transform_matrix` with bilinear interpolation; outside the image all is black and unlabelled.
 
-    Each class is transformed within the box its corners reach, by the same matrix moved to that box, so 29 classes cost
-    little more than the image. OpenCV rounds source positions to 1/32 pixel.
+    Each class is transformed only inside the box around its transformed corners, so 29 classes take little more time
+    than the image. OpenCV rounds source positions to 1/32 pixel.
     """
     grid = image.shape[:2]
     moved = cv2.warpAffine(np.ascontiguousarray(image), matrix, grid[::-1], flags=cv2.INTER_LINEAR)
@@ -199,8 +195,10 @@ def _affine_patch(patch: np.ndarray, corner: tuple[int, int], matrix: np.ndarray
 
 
 def draw_field(grid: tuple[int, int], amount: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random displacement, float32 (h, w, 2) in pixels (x, y), of standard deviation `amount` × side at its
-    control points."""
+    """A smooth random displacement, float32 (h, w, 2), in pixels (x, y).
+
+    Its standard deviation at the control points is `amount` times the shorter side of `grid` (h, w).
+    """
     points = rng.normal(0.0, amount * min(grid), (ELASTIC_GRID, ELASTIC_GRID, 2)).astype(np.float32)
     return cv2.resize(points, grid[::-1], interpolation=cv2.INTER_CUBIC)
 

@@ -1,4 +1,4 @@
-"""Every image once decoded, shrunk and labelled: one small .npz file an image, at the network's resolution."""
+"""Cache each image and its labels at the network's resolution, in one small .npz file per image."""
 
 import gc
 import hashlib
@@ -25,16 +25,15 @@ from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_labe
 from utils.masks.sparse import SparseMaps
 
 RESAMPLE = {"soft": soft_label, "coverage": coverage, "nearest": nearest}
-"""How labels reach the network's resolution: `soft` everywhere; the official baseline takes `nearest`, which loses half
-a pixel; plain `coverage` is there to compare with."""
+"""Ways to bring masks to the network's resolution. All models use `soft`; the official baseline uses `nearest`, which
+shifts the labels by half a pixel of the network; `coverage` without correction is there for comparison."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One cached image. image: uint8 (h, w), or (h, w, 3) RGB for a coloured one. size: (H, W) of the original.
 
-    label: soft labels of each class at (h, w); truth: its full-size RLE per class. Both are None in the
-    test split.
+    label: soft labels of each class at (h, w). truth: full-size RLE per class. Both are None in the test split.
     """
 
     image: np.ndarray
@@ -44,7 +43,7 @@ class Entry:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as uint8 (H, W) where it is grey (also with three equal channels), else (H, W, 3) RGB."""
+    """An image as uint8 (H, W) if it is grey (or its three channels are equal), else (H, W, 3) RGB; or a DataError."""
     image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR)
     if image is None:
         raise DataError(f"{path}: OpenCV can't decode it", ["expected an 8-bit PNG; copy the file again"])
@@ -55,7 +54,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int, int], labels: str = "soft") -> Entry:
-    """Decode one image and, unless `annotation` is "", draw its full-size masks and their labels on `grid` (h, w)."""
+    """Decode one image and, unless `annotation` is "", draw its full-size masks and their labels on `grid` (h, w).
+
+    labels: a key of RESAMPLE. Raises DataError for an image or annotation that can't be used.
+    """
     pixels = read_image(image)
     size = pixels.shape[:2]
     small = shrink(pixels, grid)
@@ -68,10 +70,11 @@ def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int,
 
 
 class Cache:
-    """The cached images of one data set at one resolution, below `folder`; `build` fills it, `read` gets an entry.
+    """The cached images of one data set at one resolution, below `folder`; `build` makes the files, `read` reads one.
 
-    A file carries the signature of what it was made from (PNG and JSON size and time, classes, resolution); one that no
-    longer fits is made again. Files appear whole or not at all, so an interrupted build goes on where it stopped.
+    Each file holds a signature of what it was made from: sizes and times of PNG and JSON, classes, resolution, kind of
+    labels, code. A file with another signature is made again. Files are written whole or not at all, so an interrupted
+    build continues where it stopped.
     """
 
     def __init__(
@@ -88,17 +91,17 @@ class Cache:
         return self.folder / f"{image_name}.npz"
 
     def signature(self, image_name: str) -> str:
-        """What the image's file must have been made from."""
+        """A digest of everything the image's file is made from."""
         stats = [Path(p).stat() for p in self.sources[image_name] if p]
         parts = [_code(), self.classes, self.grid, self.labels, [(s.st_size, s.st_mtime_ns) for s in stats]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def build(self, progress: Callable[[int, int], None] | None = None, threads: int = 0) -> int:
-        """Make every missing or outdated file; the number made. A second process that calls it waits, then finds all.
+        """Make every missing or outdated file and return how many; a second process waits until the first has ended.
 
-        Threads suffice: decoding, drawing and resizing release Python's lock, which is handed over at once meanwhile.
-        `progress(done, of)` is called as files appear. A bad image or annotation stops the build with DataError after
-        all others are made.
+        threads: 0 for one per core. Threads are enough, because decoding, drawing and resizing release Python's global
+        lock, see `short_waits`. `progress(done, of)` is called after each file. Raises DataError for bad images and
+        annotations, after all other files are made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
@@ -147,10 +150,10 @@ class Cache:
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """For threads that mostly work outside Python: they get its lock back soon, and garbage is collected quickly.
+    """Make threads that mostly work outside Python wait less: for the global lock, and for garbage collection.
 
-    OpenCV gives the lock up for calls that last some microseconds; taking it back from another thread would last up to
-    five milliseconds. A polygon's many small lists set off collections, which need not look at what was there before.
+    OpenCV releases the lock for calls of some microseconds; by default, getting it back from another thread can take
+    five milliseconds. The many small lists of the polygons start garbage collections, which can skip older objects.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
@@ -164,7 +167,7 @@ def short_waits() -> Iterator[None]:
 
 @cache
 def _code() -> str:
-    """Digest of the code that makes an entry: what was made by other code is made again."""
+    """Digest of the source code, comments included, that makes an entry: after an edit, entries are made again."""
     sources = [inspect.getsource(part) for part in (read_image, make_entry, read_annotation, labels)]
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 

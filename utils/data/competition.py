@@ -1,4 +1,4 @@
-"""The competition's data folder: classes, the table of images, annotations, metadata, and the check of all of it.
+"""Read and check the competition's data folder: classes, table of images, annotations, metadata.
 
 <data>/train/DCM/<ID>/<name>.png          <data>/train/outputs_json/<ID>/<name>.json
 <data>/test/DCM/<ID>/<name>.png           <data>/meta_data.xlsx   (optional)
@@ -30,11 +30,14 @@ METADATA_COLUMNS = {
 
 
 class DataError(Problems):
-    """The data folder is not usable; the message lists every problem found and what to do."""
+    """Data that can't be used; the message lists every problem found and what to do."""
 
 
 def read_classes(data_dir: str | Path) -> list[str]:
-    """The class names of a data folder: `classes.txt` (one a line), or the 29 hand bones where there is none."""
+    """The class names of a data folder: those of `classes.txt`, one per line, or the 29 hand bones without that file.
+
+    Raises DataError if the file is empty or repeats a name.
+    """
     path = Path(data_dir) / "classes.txt"
     if not path.exists():
         return list(HAND_BONES)
@@ -42,18 +45,28 @@ def read_classes(data_dir: str | Path) -> list[str]:
     repeated = sorted({c for c in classes if classes.count(c) > 1})
     if repeated or not classes:
         raise DataError(
-            f"{path}: expected one distinct class a line", [f"repeated: {c}" for c in repeated] or ["empty"]
+            f"{path}: expected one class per line, each only once", [f"repeated: {c}" for c in repeated] or ["empty"]
         )
     return classes
 
 
 def read_index(data_dir: str | Path, splits: tuple[str, ...] = ("train", "test")) -> pd.DataFrame:
-    """One row per image, sorted by split (train first) and relative path, as the baseline orders a submission.
+    """List the images of a data folder.
 
-    Columns: split, ID (person), image_name (file name), image and annotation (absolute paths; annotation is "" in
-    the test split), height and width (pixels), and the metadata's age, sex, weight_kg, height_cm, nail_art where
-    meta_data.xlsx exists. Image sizes are read from the PNG headers. Raises DataError with every missing,
-    unreadable or duplicated file at once.
+    Args:
+        data_dir: the data folder, in the layout shown at the top of this module.
+        splits: which of "train" and "test" to list, in this order.
+
+    Returns:
+        One row per image, ordered by split, then by `<ID>/<name>.png` as text, as the baseline orders a submission.
+        Columns: split; ID (the person); image_name (file name, unique); image and annotation (absolute paths as str;
+        annotation is "" in the test split); height and width (pixels, from the PNG header). Where meta_data.xlsx
+        exists, also age (years), sex, weight_kg, height_cm and nail_art; missing values for a person not listed there.
+
+    Raises:
+        DataError: with all problems of the folder at once: no such folder, no images in a split, an unreadable PNG, a
+            training image without annotation, an annotation without image, a file name that two images have. Also,
+            by itself, for a meta_data.xlsx without the expected columns.
     """
     from PIL import Image
 
@@ -87,7 +100,7 @@ def read_index(data_dir: str | Path, splits: tuple[str, ...] = ("train", "test")
             problems += [f"{p}: no image; expected {images / p.parent.name / p.stem}.png" for p in orphans]
     table = pd.DataFrame(rows, columns=["split", "ID", "image_name", "image", "annotation", "height", "width"])
     for name, group in table.groupby("image_name"):
-        if len(group) > 1:  # a submission names images by file name alone
+        if len(group) > 1:  # a submission names an image by its file name only
             problems.append(f"image name {name} appears {len(group)} times: {', '.join(group['image'])}")
     if problems:
         raise DataError(f"{data_dir}: the folder does not follow the competition's layout", problems)
@@ -98,8 +111,8 @@ def read_index(data_dir: str | Path, splits: tuple[str, ...] = ("train", "test")
 def read_metadata(data_dir: str | Path) -> pd.DataFrame | None:
     """`meta_data.xlsx` cleaned: ID, age, sex ("F"/"M"), weight_kg, height_cm, nail_art (bool); None without the file.
 
-    The file's `성별` carries `_x0008_` (an escaped backspace) and its last column says 네일있음 for nail art.
-    Rows are joined on ID, never by position.
+    In the file, `성별` (sex) contains `_x0008_`, an escaped backspace, and the last column has 네일있음 for nail art.
+    Each ID has one row, the first one. Raises DataError if a column is missing.
     """
     path = Path(data_dir) / "meta_data.xlsx"
     if not path.exists():
@@ -118,11 +131,21 @@ def read_metadata(data_dir: str | Path) -> pd.DataFrame | None:
 def read_annotation(
     path: str | Path, classes: list[str], size: tuple[int, int] | None = None
 ) -> dict[str, list[np.ndarray]]:
-    """The polygons of one annotation file by class, every class present: `{class: [int32 (n, 2) x-y points, …]}`.
+    """Read the polygons of one annotation file.
 
-    Points are rounded to whole pixels, as the competition draws them. Raises DataError naming the file, the class
-    and every problem: unreadable JSON, a label outside `classes`, a shape that is no polygon, points that are not
-    finite numbers, and, with `size` (height, width), polygons that miss the image altogether.
+    Args:
+        path: a JSON file with a list `annotations`; each has a `label` and `points`, [[x, y], …] in pixels.
+        classes: the class names that a label may be.
+        size: height and width of the image in pixels; without it, the position of polygons is not checked.
+
+    Returns:
+        For every class, in the order of `classes`, a list of polygons: int32 (n, 2) x-y points with n ≥ 3, rounded to
+        whole pixels as the competition draws them. The list is empty for a class that is not annotated.
+
+    Raises:
+        DataError: with the file and all its problems: a file that can't be read or is no such JSON; by number (from 0)
+            and label, an unknown class, fewer than three or not finite points, or, with `size`, a polygon that lies
+            completely outside the image.
     """
     polygons: dict[str, list[np.ndarray]] = {name: [] for name in classes}
     problems = []

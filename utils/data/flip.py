@@ -1,4 +1,4 @@
-"""Decide whether images may be mirrored: not where a class is told by its side, as a left and a right kidney."""
+"""Decide whether images may be mirrored: not if classes differ only by their side, as a left and a right kidney."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ SAME_SIDE = 0.95
 
 @dataclass(frozen=True)
 class FlipRule:
-    """allowed: whether images may be mirrored. order: then, the class that each class becomes; () for itself.
+    """Whether images may be mirrored left to right, and what happens to the classes.
 
-    why: what the decision rests on, for people.
+    allowed: whether images may be mirrored. order: the class number that each class becomes in a mirrored image; () if
+    every class stays the same. why: the reason, as a text for people.
     """
 
     allowed: bool = True
@@ -37,11 +38,11 @@ def flip_rule(flip: str, pairs: Sequence[Sequence[str]], cache: Cache, images: S
         images: names of the training images.
 
     Returns:
-        With "auto", flips are off only where two classes mirror each other, are no pair of `pairs`, and keep their side
-        in at least 95 % of the images.
+        The rule. With "auto", flips are off only if two classes mirror each other, are not both named in `pairs`, and
+        keep their sides in at least 95 % of the images.
 
     Raises:
-        Problems: another `flip`, or pairs that are not two different classes each.
+        Problems: for any other `flip`, and if `pairs` are not pairs of known classes with each class at most once.
     """
     classes = cache.classes
     problems = [] if flip in ("auto", "on", "off") else [unknown("flip", flip, ("auto", "on", "off"))]
@@ -66,10 +67,11 @@ def flip_rule(flip: str, pairs: Sequence[Sequence[str]], cache: Cache, images: S
 
 
 def sided_pairs(cache: Cache, images: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of classes (numbers) that mirror each other and keep their side.
+    """Pairs of class numbers that mirror each other and keep their sides.
 
-    Two classes mirror each other if, in the median image, the middle between them lies near the middle of all labels
-    (a quarter of their distance), they lie at one height (half of their distance), and one is at most twice as large.
+    Two classes mirror each other if, in the median over the images that have both, the middle between them lies near
+    the middle of all labels (within a quarter of their horizontal distance), they lie at about the same height (within
+    half of that distance), and one is at most twice as large as the other.
     """
     x, y, area, middle = [], [], [], []
     for name in images:

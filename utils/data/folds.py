@@ -1,4 +1,4 @@
-"""Folds by person, stratified by bent wrist, written once to the run's folds.csv."""
+"""Divide the training images into folds by person, stratified by bent wrist, in the run's folds.csv."""
 
 import hashlib
 from pathlib import Path
@@ -18,9 +18,9 @@ BENT_DEGREES = 12.0
 def wrist_angle(polygons: dict[str, list[np.ndarray]]) -> float:
     """Angle in degrees between forearm and hand, 0 for a straight wrist; positive bends turn clockwise on screen.
 
-    As radiologists measure it: the long axis of the middle metacarpal against that of Radius and Ulna (the mean of
-    both), each a bone's first principal axis, pointed from the wrist outwards. `polygons` is what `read_annotation`
-    returns; NaN where one of the three bones is missing.
+    As radiologists measure it: between the long axis of the middle metacarpal and the mean of those of Radius and Ulna.
+    The long axis of a bone is the first principal axis of its outline. `polygons` is what `read_annotation` returns.
+    NaN if one of the three bones is missing.
     """
     if not all(polygons.get(name) for name in (*FOREARM, MIDDLE_METACARPAL)):
         return float("nan")
@@ -51,10 +51,23 @@ def add_wrists(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 
 def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFrame:
-    """Columns ID, image_name, bent, fold (0 … n_folds - 1) for the training images of `table`.
+    """Divide the training images of a table into folds by person.
 
-    People, not images, are dealt round-robin in an order drawn by hashing (seed, ID), first those with a bent wrist,
-    then the others: the same folds on every machine, bent wrists in every fold, nobody in two.
+    People get the folds 0, 1, 2, … in turn: first those with a bent wrist, then the others, each group in the order of
+    the hash of seed and ID. So nobody is in two folds, bent wrists are in all of them (if there are enough), and every
+    machine gets the same folds.
+
+    Args:
+        table: the index (`read_index`); a column bent (bool, see `add_wrists`) is used if it is there.
+        n_folds: number of folds.
+        seed: another seed gives other folds.
+
+    Returns:
+        One row per training image, in the order of `table`: ID, image_name, bent (bool: any image of the person shows
+        a bent wrist), fold (int, 0 to n_folds - 1).
+
+    Raises:
+        DataError: if there are fewer people than folds.
     """
     table = table[table["split"] == "train"]
     people = table.groupby("ID")["bent"].any() if "bent" in table else pd.Series(False, index=table["ID"].unique())
@@ -76,9 +89,21 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFra
 
 
 def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_folds: int, seed: int = 0) -> pd.DataFrame:
-    """The run's folds: read from `path` (folds.csv), or dealt and written there by whoever comes first.
+    """The folds of a run: read from a file, or made by `assign_folds` and written there if it does not exist yet.
 
-    Raises DataError where the file lists other images than `table` or another number of folds: a run never mixes data.
+    Args:
+        path: the run's folds.csv.
+        table: the index (`read_index`); its training images are divided.
+        classes: the class names, with which the annotations are read to measure the wrists.
+        n_folds: number of folds.
+        seed: of the folds; has no effect if the file exists.
+
+    Returns:
+        The columns ID, image_name, bent and fold of `assign_folds`.
+
+    Raises:
+        DataError: if the file lists other images than `table`, has another number of folds or a person in two folds;
+            if there are fewer people than folds; if an annotation can't be read.
     """
     path = Path(path)
     train = table[table["split"] == "train"]

@@ -1,8 +1,9 @@
-"""Cached images to batches; every draw derives from (seed, epoch, index), with any number of workers."""
+"""Make batches of cached images; all random numbers derive from (seed, epoch, index), whatever the workers."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,13 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
+from utils.masks.sparse import SparseMaps
 
 
 class TrainingSet(Dataset):
     """Augmented training samples, looked up by (epoch, index), so that no worker needs a random state of its own.
 
-    A sample is `image` uint8 (channels, h, w), channels 1 or 3, and `label` uint8 (classes, h, w), 255 = full coverage.
-    Both stay uint8 until they are on the device: a float batch of 29 classes is four times the copying.
+    A sample is `image` uint8 (channels, h, w), channels 1 or 3, and `label`, SparseMaps on the same grid, 255 = full
+    coverage. `augmenter` may also give dense labels, uint8 (classes, h, w).
     """
 
     def __init__(self, cache: Cache, names: list[str], augmenter: Callable, seed: int):
@@ -28,21 +30,22 @@ class TrainingSet(Dataset):
         """Number of images."""
         return len(self.names)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | SparseMaps]:
         """The sample of (epoch, index)."""
         epoch, index = key
         entry = self.cache.read(self.names[index])
         rng = np.random.default_rng((self.seed, epoch, index))
         image, label = self.augmenter(entry.image, entry.label, rng)
-        return {"image": channels_first(image), "label": torch.from_numpy(label)}
+        label = label if isinstance(label, SparseMaps) else SparseMaps.from_dense(label)
+        return {"image": channels_first(image), "label": label}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """All (epoch, index) pairs of one epoch, shuffled by (seed, epoch); the trainer calls `set_epoch`.
 
-    Incomplete last batches are filled from the next shuffle's start, so that every batch has the same size and no image
-    is left out of an epoch. With `sampler`, its indices are taken as they come instead; what it draws from torch
-    derives from (seed, epoch), as long as it has no generator of its own.
+    An incomplete last batch is filled with the first images of another shuffle, so that all batches have the same size
+    and an epoch has every image. With `sampler`, its indices are used in its order instead; the random numbers that it
+    takes from torch derive from (seed, epoch), unless it has a generator of its own.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, sampler: Sampler | None = None):
@@ -54,7 +57,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Samples per epoch; without a sampler of its own, a multiple of the batch size."""
+        """Samples per epoch; without `sampler`, a multiple of the batch size."""
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -89,16 +92,39 @@ def channels_first(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), 2, 0)))
 
 
-def stack(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Collate; a batch that mixes grey and coloured images is coloured."""
-    batch = {}
+def stack(samples: list[dict]) -> dict[str, Any]:
+    """Stack samples into a batch; if some images are coloured, the grey ones get three equal channels.
+
+    Labels stay sparse until they are on the device, where `dense_labels` pastes them: `boxes` int64 (N, classes, 4) and
+    `values` uint8 (n,), as in SparseMaps. Whole maps of 29 classes as float32 would be a hundred times the bytes.
+    """
+    batch: dict[str, Any] = {}
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]
         if key == "image":
             channels = max(v.shape[0] for v in values)
             values = [v.expand(channels, -1, -1) for v in values]
-        batch[key] = torch.stack(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
+        if isinstance(first, SparseMaps):
+            arrays = [maps.arrays() for maps in values]
+            boxes = torch.from_numpy(np.stack([a["boxes"] for a in arrays]).astype(np.int64))
+            batch[key] = {"boxes": boxes, "values": torch.from_numpy(np.concatenate([a["values"] for a in arrays]))}
+        else:
+            batch[key] = torch.stack(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
     return batch
+
+
+def dense_labels(batch: dict[str, Any], layout: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    """A batch's soft labels, float32 (N, classes, h, w) from 0 to 1, on its device and in the given order of memory."""
+    boxes, values = batch["label"]["boxes"], batch["label"]["values"]
+    (n, classes, _), (height, width) = boxes.shape, batch["image"].shape[-2:]
+    top, left, rows, columns = boxes.view(-1, 4).T
+    sizes = rows * columns
+    number = torch.arange(n * classes, device=boxes.device).repeat_interleave(sizes, output_size=len(values))
+    within = torch.arange(len(values), device=boxes.device) - (sizes.cumsum(0) - sizes)[number]
+    y, x = top[number] + within // columns[number], left[number] + within % columns[number]
+    labels = torch.zeros((n, classes, height, width), device=boxes.device).contiguous(memory_format=layout)
+    labels[number // classes, number % classes, y, x] = values.float() / 255
+    return labels
 
 
 def normalise(image: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
@@ -157,5 +183,5 @@ def _loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> D
 
 
 def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # one core a worker; OpenCV's own threads would fight over the others
+    cv2.setNumThreads(0)  # one core per worker; OpenCV's own threads would compete with the other workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")

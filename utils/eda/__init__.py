@@ -1,1 +1,1 @@
-"""Looking at a data set: one pass over it, its numbers, labels that look wrong."""
+"""Explore a data set: measure all images once, compute statistics, list labels that look wrong."""

@@ -1,7 +1,7 @@
-"""Annotations that look wrong: the kinds of label error that hand X-ray data is known to have, as one table.
+"""List annotations that look wrong, by the kinds of label error that are known in hand X-ray data.
 
 Known from the competition's data: exchanged labels, an outline that includes a ring, one bone drawn over another. Every
-rule compares an image with the others, so no model is needed. A hit is no proof of an error: look at the image.
+rule compares an image with the others, so no model is needed. A row is a hint, not a proof: look at the image.
 """
 
 import numpy as np
@@ -16,14 +16,15 @@ KEY = ["image_name", "class"]
 USUAL = 0.9
 """A rule about presence, pieces or holes applies to a class if it is true for at least this share of the images."""
 RARE, RARE_IOU = 0.05, 0.1
-"""An overlap is unusual if the pair overlaps in this share of the images at most, and with at least this IoU here."""
+"""An overlap is unusual if the pair overlaps in at most this share of the images, and with more than this IoU here."""
 LOOP = 0.01
-"""A loop of a self-crossing polygon counts from this share of its area."""
+"""A loop of a self-crossing polygon counts if it has more than this share of the polygon's area."""
 AREA_SPREADS, AREA_RATIO = 6.0, 1.4
-"""An area is unusual this many robust standard deviations from the expected one, and by this factor at least."""
+"""An area is unusual if it differs from the expected one by more than this many robust standard deviations and by more
+than this factor."""
 PLACE_SPREADS, PLACE_FLOOR = 3.0, 0.1
-"""A bone is out of place if it is this many times as far off as 90 % of the images have it, and at least this far (in
-units of the hand's radius)."""
+"""A bone is out of place if its distance from the expected place is more than this many times the 90th percentile over
+the images, and more than this (in units of the hand's radius)."""
 
 
 def suspicious(found: Survey) -> pd.DataFrame:
@@ -41,7 +42,7 @@ def suspicious(found: Survey) -> pd.DataFrame:
 
 
 def _missing(found: Survey) -> list[tuple]:
-    """Classes that most images have and this one has not."""
+    """Classes that most images have and an image lacks."""
     annotated = found.images.loc[found.images["annotation"] != "", "image_name"]
     present = pd.crosstab(found.bones["image_name"], found.bones["class"]).reindex(annotated, fill_value=0)
     share = present.mean()
@@ -65,7 +66,7 @@ def _shapes(found: Survey) -> list[tuple]:
 
 
 def _overlaps(found: Survey) -> list[tuple]:
-    """Pairs of classes that overlap here but hardly ever elsewhere."""
+    """Pairs of classes that overlap in few images, and there strongly."""
     usual, rows = overlap_table(found).drop(columns="iou"), []
     rare = found.pairs[found.pairs["iou"] > RARE_IOU].merge(usual[usual["images"] <= RARE * usual["of"]])
     for row in rare.itertuples():
@@ -76,7 +77,7 @@ def _overlaps(found: Survey) -> list[tuple]:
 
 
 def _sides(found: Survey) -> list[tuple]:
-    """Images whose file name, or other hand, contradicts the side that the thumb says."""
+    """Images whose side, shown by the thumb, contradicts the file name or the other image of the same person."""
     hands, rows = found.images[found.images["side"] != ""], []
     named = hands["image_name"].str.extract(r"_([RL])\.\w+$")[0]
     wrong = named.notna() & (named != hands["side"])
@@ -91,7 +92,7 @@ def _sides(found: Survey) -> list[tuple]:
 
 
 def _areas(found: Survey) -> list[tuple]:
-    """Areas far from what the class has in other images, after taking out the size of this hand."""
+    """Areas that are unusual for the class, relative to the size of the hand."""
     areas = np.log(found.bones.pivot_table(index="image_name", columns="class", values="area"))
     if areas.shape[1] < 5:  # the size of the hand could not be told from the size of the bone
         return []
@@ -109,7 +110,7 @@ def _areas(found: Survey) -> list[tuple]:
 
 
 def _places(found: Survey) -> list[tuple]:
-    """Bones that are far from the place that their neighbours suggest, and the bone that is expected where they lie."""
+    """Bones that are far from the place that their neighbours suggest, and the bone that is expected where they are."""
     names, classes, points = _aligned(found)
     if len(classes) < 5 or len(names) < 10:
         return []
@@ -163,7 +164,7 @@ def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def _more_unusual_first(found: Survey, image: str, a: str, b: str) -> tuple[str, str]:
-    """The two classes, the one whose area is farther from its median first: it was probably drawn wrongly."""
+    """The two classes; first the one whose area is farther from its median, which is probably the wrong one."""
     bones = found.bones[found.bones["class"].isin([a, b])]
     usual = bones.groupby("class")["area"].median()
     here = bones[bones["image_name"] == image].set_index("class")["area"]

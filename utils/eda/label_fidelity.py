@@ -1,4 +1,4 @@
-"""How much of the true masks remains in labels at a network's resolution."""
+"""Measure how much of the true masks remains in labels at a network's resolution."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int
     """Mean Dice (0 to 1) between the true masks and their labels, upsampled bilinearly and thresholded at 0.5.
 
     `images`: annotated rows of the index; `sizes`: the labels' sides in pixels. One row per size, one column per way of
-    resampling (`utils.data.cache.RESAMPLE`). A network that reproduces its labels exactly scores this much. Raises what
-    `utils.data.cache.make_entry` raises.
+    resampling (`utils.data.cache.RESAMPLE`). It is the score of a network that reproduces its labels exactly. Raises
+    what `utils.data.cache.make_entry` raises.
     """
 
     def kept(row: tuple, side: int, way: str) -> float:

@@ -1,4 +1,4 @@
-"""The exploratory notebook's numbers, computed from the tables of a survey (`utils.eda.survey`)."""
+"""Compute the statistics of the exploratory notebook from the tables of a survey (`utils.eda.survey`)."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from utils.eda.survey import Survey
 
 
 def class_statistics(found: Survey) -> pd.DataFrame:
-    """By class, in their order: images that have it, polygons per image, mean, min and max area, share of the image.
+    """One row per class: images that have it, polygons per image, mean, min and max area, share of the image.
 
     Areas in pixels, over the images that have the class; share: mean area divided by the image's pixels.
     """
@@ -64,7 +64,7 @@ def bone_sizes(found: Survey) -> pd.DataFrame:
 
 
 def correlations(sizes: pd.DataFrame) -> pd.Series:
-    """Pearson's correlation of hand_size with age, weight, height and being male, from `bone_sizes`."""
+    """Pearson's correlation of hand_size with age, weight, height and sex (male = 1); `sizes`: see `bone_sizes`."""
     measures = sizes.assign(male=(sizes["sex"] == "M").astype(float)).drop(columns=["sex"])
     return measures.corr()["hand_size"].drop("hand_size")
 

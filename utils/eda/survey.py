@@ -1,4 +1,4 @@
-"""One pass over a data set: every image and annotation measured once, as tables."""
+"""Measure every image and annotation of a data set once, and return the results as tables."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ Patch = tuple[np.ndarray, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a data set found.
+    """The measurements of all images and annotations of a data set.
 
     images: the index's rows with grey_mean, grey_std, grey_low and grey_high (1st and 99th percentile), colour (bool);
     for annotated ones labelled and multi_label (shares of the pixels with at least one and two classes), wrist_angle
@@ -103,7 +103,7 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
         shapes = polygons[classes[number]]
         moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
         x, y = left + moments["m10"] / moments["m00"], top + moments["m01"] / moments["m00"]
-        inset_x, inset_y, width, height = cv2.boundingRect(mask.view(np.uint8))  # a cut polygon's box may be wider
+        inset_x, inset_y, width, height = cv2.boundingRect(mask.view(np.uint8))  # a cut polygon's box may be larger
         box = (top + inset_y, left + inset_x, top + inset_y + height, left + inset_x + width)
         dice = [float(dice_of_areas(k[number], k[number], areas[number])) for k in kept]
         crossing = max(crossing_loop(points) for points in shapes)

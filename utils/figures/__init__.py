@@ -1,4 +1,4 @@
-"""All figures under one name: `from utils import figures`, then `figures.overlays(…)`."""
+"""All figures in one namespace: `from utils import figures`, then `figures.overlays(…)`."""
 # ruff: noqa: F401
 
 from utils.figures.charts import LiveCurves, class_dice, curves, leaderboard, thresholds

@@ -1,4 +1,4 @@
-"""Charts of a training run and of scores: curves, Dice per class, thresholds, leaderboard."""
+"""Draw charts of trainings and scores: curves, Dice per class, thresholds, leaderboard."""
 
 from typing import Any
 
@@ -15,8 +15,7 @@ KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "fold model": "#56B4E9", "ba
 def curves(history: pd.DataFrame) -> Figure:
     """Loss, validation Dice (its best epoch marked) and learning rate over the epochs.
 
-    `history` has the columns epoch, loss, val_dice (NaN where an epoch was not validated) and lr,
-    one row per epoch.
+    `history` has one row per epoch and the columns epoch, loss, val_dice (NaN if the epoch was not validated) and lr.
     """
     figure, axes = new_figure(WIDTH, 3.0, 1, 3)
     shown = (("loss", "training loss", 5), ("val_dice", "validation Dice", 2), ("lr", "learning rate", 0))
@@ -39,10 +38,10 @@ def curves(history: pd.DataFrame) -> Figure:
 
 
 class LiveCurves:
-    """The curves of a training run while it goes on, redrawn in one place of the notebook: `on_epoch=LiveCurves()`."""
+    """The curves of a training that is running, redrawn in one place of the notebook: `on_epoch=LiveCurves()`."""
 
     def __init__(self) -> None:
-        """Show nothing until the first call."""
+        """Shows nothing until the first call."""
         self.handle = None
 
     def __call__(self, history: list[dict[str, Any]]) -> None:
@@ -59,8 +58,8 @@ class LiveCurves:
 def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
     """The Dice of each class: its mean (dot) and the range of the middle 80 % of the images (bar).
 
-    `tables`: for each model by its name, images × classes with Dice in [0, 1], all with the same classes. With one
-    model, each image is a small point too, and the classes have their own colours.
+    `tables`: by name of the model, a table images × classes of Dice in [0, 1], all with the same classes. With only one
+    model, each image is also a small point, and the classes have their own colours.
     """
     classes = list(next(iter(tables.values())).columns)
     alone = len(tables) == 1
@@ -116,7 +115,7 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     """Out-of-fold Dice (filled dots) and test Dice (rings) of ensemble, models, fold models and baseline.
 
     `table` has the columns kind, name (or model and fold, as `utils.pipeline.leaderboard.read_leaderboard` gives them),
-    oof_dice and test_dice, in [0, 1], NaN where unknown. Dots, not bars: near 0.97 a bar from zero shows no difference.
+    oof_dice and test_dice, in [0, 1], NaN if unknown. Dots, because bars from 0 would hide differences near 0.97.
     """
     if "name" not in table:
         folds = table["fold"].map(lambda fold: "" if pd.isna(fold) else f", fold {fold}")

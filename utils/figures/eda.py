@@ -1,4 +1,4 @@
-"""Figures of the exploratory notebook, drawn from the tables of `utils.eda.statistics`."""
+"""Draw the figures of the exploratory notebook from the tables of `utils.eda.statistics`."""
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,7 @@ def overlap_matrix(found: Survey, least: float = 0.0005) -> Figure:
 
 
 def argmax_losses(found: Survey, least: float = 0.001) -> Figure:
-    """Dice that classes lose by arg-max, for both rules on shared pixels; classes that lose more than `least`."""
+    """Dice that classes lose by arg-max, for both rules on shared pixels; only classes that lose more than `least`."""
     lost = 1 - statistics.argmax_cost(found)
     shown = lost[lost.max(axis=1) > least]
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.3 + 0.34 * max(len(shown), 1))
@@ -95,7 +95,7 @@ def body(sizes: pd.DataFrame) -> Figure:
 
 
 def wrists(found: Survey) -> Figure:
-    """How many degrees the wrists are bent sideways in the annotated images; dashed: from here they count as bent."""
+    """Histogram of the wrists' angles (degrees) in the annotated images; beyond the dashed lines they count as bent."""
     angles = found.images["wrist_angle"].dropna()
     reach = max(1.05 * float(angles.abs().max()), BENT_DEGREES + 3)
     figure, (ax,) = new_figure(WIDTH * 0.8, 3.2)

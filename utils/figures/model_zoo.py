@@ -1,4 +1,4 @@
-"""Figures of the model zoo: Dice against cost, and class activation maps."""
+"""Draw the figures of the model zoo: Dice against cost, and class activation maps."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: 
     """Dice (0 to 1) against multiply-adds (10⁹, logarithmic axis) of every architecture, one colour per family.
 
     table: index architecture, columns family, multiply_adds, parameters (millions) and dice; rows without a Dice are
-    left out. A point's area grows with the parameters; the dotted line joins the architectures that no cheaper one
-    beats.
+    left out. The area of a point grows with the parameters; the dotted line connects the architectures that are better
+    than all cheaper ones.
     """
     table = table.dropna(subset=["dice"]).sort_values("multiply_adds")
     figure, (ax,) = new_figure(WIDTH, 6.4)

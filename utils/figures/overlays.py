@@ -1,4 +1,4 @@
-"""Images with masks drawn on them: outlines, labels of a batch, errors of a prediction, and where each class lies."""
+"""Draw images with masks: outlines, labels of a batch, errors of a prediction, and where each class lies."""
 
 import re
 import textwrap
@@ -28,7 +28,7 @@ Size = tuple[int, int]
 Picture = tuple[str, np.ndarray, Sequence[str], Size]
 """An image to draw with its masks: title, uint8 (h, w) or (h, w, 3), full-size RLE per class, size (H, W)."""
 MISSED, FALSE = "#3FA7FF", "#FF8C1A"
-"""Colours of pixels that a prediction lacks, and of those it has wrongly."""
+"""Colours of missed pixels (false negatives) and of false pixels (false positives)."""
 
 
 def show_image(ax: Axes, image: np.ndarray, size: Size | None = None) -> None:
@@ -45,7 +45,7 @@ def overlay(
     """Draw an image, uint8 (h, w) or (h, w, 3), and the outline of each class's mask.
 
     rles: full-size RLE, one per class; size: (H, W) of the full image, of which `image` may be a smaller version;
-    labels: write the class names, beside a mask that is too small (not for one class).
+    labels: write the class names, inside the masks or, if a mask is too small, beside it (not if there is one class).
     """
     show_image(ax, image, size)
     colours, places = class_colours(classes), {}
@@ -82,10 +82,10 @@ def picture_items(
 def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit: int = 8) -> Figure:
     """Training samples with their soft labels as the network gets them.
 
-    images: uint8 (N, 1 or 3, h, w); labels: uint8 (N, classes, h, w), 255 for a pixel wholly in the class. Both may be
+    images: uint8 (N, 1 or 3, h, w); labels: float (N, classes, h, w), 1 for a pixel wholly in the class. Both may be
     CPU tensors. At most `limit` samples are shown; a stronger colour means a larger label.
     """
-    images, labels = np.asarray(images[:limit]), np.asarray(labels[:limit], np.float32) / 255
+    images, labels = np.asarray(images[:limit]), np.asarray(labels[:limit], np.float32)
     palette = np.array(list(class_colours(classes).values()), np.float32)
     figure, axes = image_grid([f"sample {i}" for i in range(len(images))], [images.shape[2:]] * len(images), 4)
     for ax, image, label in zip(axes, images, labels, strict=False):
@@ -100,7 +100,7 @@ def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit:
 def errors(
     title: str, image: np.ndarray, truth: Sequence[str], predicted: Sequence[str], size: Size, classes: Sequence[str]
 ) -> Figure:
-    """Missed and false pixels of a prediction: the whole image, and a closer look at the class with the lowest Dice.
+    """Missed and false pixels of a prediction: the whole image, and a close-up of the class with the lowest Dice.
 
     image: uint8 (h, w) or (h, w, 3), of any resolution; truth, predicted: full-size RLE, one per class; size: (H, W).
     """
@@ -170,7 +170,7 @@ def draw_outlines(
 ) -> None:
     """Draw the outlines, holes included, of a full-size RLE mask of an image of `size` (H, W); nothing if it is empty.
 
-    The lines are as smooth as the mask at the resolution of `grid` (h, w); `width` is in points.
+    The lines are as smooth as those of the mask at the resolution `grid` (h, w); `width` is in points.
     """
     mask, corner = rle.mask_region(text, size)
     if mask.size:
@@ -246,9 +246,9 @@ def _coloured(wrong: np.ndarray) -> np.ndarray:
 
 
 def _close_up(rles: Sequence[str], wrong: np.ndarray, size: Size) -> tuple[int, int, int, int]:
-    """The box (top, left, bottom, right) around the masks, with a margin; a part of it where it is too large.
+    """The box (top, left, bottom, right) around the masks, with a margin; if it is too large, a part of it.
 
-    The part is a third of the image's side wide and has the most wrong pixels (`wrong`: uint8 (2, H, W)).
+    The part has a third of the image's longer side and the most wrong pixels (`wrong`: uint8 (2, H, W)).
     """
     regions = [(mask.shape, corner) for mask, corner in (rle.mask_region(text, size) for text in rles) if mask.size]
     low = np.min([corner for _, corner in regions] or [(0, 0)], axis=0)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, empty figures, titles and axes in one style, and saving.
+"""Style of all figures: colours, empty figures, titles and axes, and saving.
 
 Figures are made without pyplot, so nothing is shown twice and none stays in memory. A class has the same colour in
 every figure.
@@ -38,7 +38,7 @@ class NotebookFigure(Figure):
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[NotebookFigure, list[Axes]]:
-    """An empty figure in constrained layout (inches) and its axes, row by row, without upper and right borders."""
+    """An empty figure of `width` × `height` inches and its axes, row by row, without upper and right borders."""
     figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
@@ -70,7 +70,7 @@ def save(figure: Figure, path: str | Path) -> Figure:
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """RGB (0 to 1) of every class: a bone's own colour whatever else is listed; other classes by their place."""
+    """RGB (0 to 1) of every class: a hand bone always has the same colour; other classes get one by their position."""
     bones, others = _bone_colours(), [name for name in classes if name not in HAND_BONES]
     shades = (0, 0.45, -0.35, 0.65, -0.55)
     rest = {n: _shade(PALETTE[i % 7], shades[i // 7 % 5]) for i, n in enumerate(others)}
@@ -78,7 +78,7 @@ def class_colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float
 
 
 def readable(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The colour, darkened where it is too light for a white page."""
+    """The colour, darkened if it is too light for a white page."""
     light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
     return tuple(c * min(1.0, 0.72 / light) for c in colour)
 
@@ -90,5 +90,5 @@ def _bone_colours() -> dict[str, tuple[float, float, float]]:
 
 
 def _shade(colour: str, step: float) -> tuple[float, float, float]:
-    """Nearer to white (step up to 1) or black (down to -1)."""
+    """The colour, lighter (step up to 1, white) or darker (down to -1, black)."""
     return tuple(c + (1 - c) * step if step > 0 else c * (1 + step) for c in to_rgb(colour))

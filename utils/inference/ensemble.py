@@ -1,4 +1,4 @@
-"""Soft voting from the probability store, image by image: memory does not grow with fold models or images."""
+"""Soft vote of stored probabilities, image by image, so that memory does not grow with fold models or images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +26,9 @@ class FoldModel:
 
 
 def find_fold_models(output_dir: str | Path, models: Sequence[str] = ()) -> list[FoldModel]:
-    """The fold models that 04_inference_tta has finished below a run's folder; of the named models only, where given.
+    """The fold models with finished predictions (04_inference_tta) in a run's folder; only those of `models`, if given.
 
-    Raises FileNotFoundError saying what is missing.
+    Raises FileNotFoundError if predictions are missing, and ValueError if fold models have different classes.
     """
     output_dir = resolve(output_dir)
     steps = output_dir / "04_inference_tta"
@@ -49,22 +49,34 @@ def find_fold_models(output_dir: str | Path, models: Sequence[str] = ()) -> list
     classes = {tuple(m.config.classes) for m in fold_models}
     if len(classes) > 1:
         raise ValueError(
-            f"the fold models in {shown(steps)} know different classes: {sorted(map(len, classes))} of them"
+            f"the fold models in {shown(steps)} have different classes: {sorted(map(len, classes))} of them"
         )
     return sorted(fold_models, key=lambda m: (m.model, m.fold))
 
 
 def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
-    """One image's RLE per class: Σ weight · bilinear_upsample(probability) > threshold, with weights summing to 1.
+    """Vote on one image: a pixel is in a mask if Σ weight · bilinear_upsample(probability) > threshold.
 
-    Fold models may have different resolutions. Upsampling is linear, so the maps of one resolution are averaged first
-    and upsampled once; the result differs from averaging at full size by float32 rounding only. A pixel can pass only
-    where the mean of some resolution does: only there is anything computed.
+    Upsampling is linear, so the maps of one resolution are averaged first and upsampled once; the result differs from
+    averaging at full size by float32 rounding only. A pixel can be in the mask only if the mean of at least one
+    resolution is above the threshold there, so only these regions are computed.
+
+    Args:
+        stored: the image's probabilities by each fold model, at least one; resolutions may differ.
+        weights: one positive number per fold model; they are divided by their sum.
+        threshold: 0 to 1, one number or one per class.
+
+    Returns:
+        The full-size RLE string of each class, "" for an empty mask.
+
+    Raises:
+        ValueError: if fold models disagree about the image's full size, or if there are not as many weights as fold
+            models or as many thresholds as classes.
     """
     size = stored[0].size
     if any(s.size != size for s in stored):
         raise ValueError(
-            f"fold models disagree about the image's size: {sorted({s.size for s in stored})}; they saw other data"
+            f"fold models disagree about the image's size: {sorted({s.size for s in stored})}; their data differ"
         )
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     means: dict[tuple[int, int], np.ndarray] = {}
@@ -111,9 +123,10 @@ def vote_images(
     threshold: float | Sequence[float],
     folds: dict[str, int] | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each image's name and RLE per class from `split` ("test" or "oof").
+    """Yield the name and the RLE per class of each image; `split` is "test" or "oof" (out of fold).
 
-    For "oof", `folds` gives each image's fold and only that fold's fold models vote: none of them saw the person.
+    weights: by model; 0 or a missing name leaves a model out. folds: with "oof", the fold of each image; only the fold
+    models of this fold vote, which never saw the person.
     """
 
     def one(name: str) -> tuple[str, list[str]]:
@@ -126,7 +139,10 @@ def vote_images(
 
 
 def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
-    """The best checkpoint of a trained model's fold in a run; "" takes the first model by name."""
+    """The folder of the best checkpoint of a model and fold in a run; "" takes the first model by name.
+
+    Raises FileNotFoundError if there is no finished training of it.
+    """
     steps = resolve(output_dir) / "03_train"
     found = sorted(path.parent / "best" for path in steps.glob(f"{model or '*'}/fold{fold}/metrics.json"))
     if not found:
@@ -137,6 +153,6 @@ def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
 
 
 def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:
-    """Rows image_name, class, rle in the order of `votes`, then classes."""
+    """A table with the columns image_name, class and rle, in the order of `votes`, then of the classes."""
     rows = [(name, label, mask) for name, masks in votes for label, mask in zip(classes, masks, strict=True)]
     return pd.DataFrame(rows, columns=["image_name", "class", "rle"])

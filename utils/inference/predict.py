@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import nn
 
 from utils.data.cache import Cache
 from utils.data.loader import normalise, plain_loader
-from utils.device import choose_precision
+from utils.device import usable
+from utils.inference.fold_norms import fold_norms
 from utils.inference.probabilities import ProbabilityStore
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
@@ -39,24 +39,25 @@ class Probabilities(nn.Module):
 class Predictor:
     """A fold model ready to predict. The mean over TTA is of probabilities, not of logits.
 
-    tta: a registered name, see `inference.tta`. precision: see `utils.device`.
+    tta: a registered name, see `inference.tta`. precision: one of `utils.device.PRECISIONS`, or "auto" for the one that
+    the fold model was validated in, or float32 where this device lacks it.
     """
 
     def __init__(self, checkpoint: str | Path, device: torch.device, tta: str = "none", precision: str = "auto"):
         model, self.config = load_checkpoint(checkpoint, device)
         self.device, self.tta = device, tta
         self.weights_digest = file_sha256(Path(checkpoint) / WEIGHTS)
-        network = Probabilities(model)
+        self.precision = usable(self.config.precision if precision == "auto" else precision, device)
+        network = Probabilities(self.precision.prepare(fold_norms(model)))
         transforms = ttach.Compose(build_tta(tta, self.config.image_size, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
-        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(choose_precision(precision, device))
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor) -> np.ndarray:
         """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images at the network's resolution."""
         image = normalise(image.to(self.device, non_blocking=True), self.config.mean, self.config.std)
-        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-            return self.network(image).cpu().numpy()
+        with self.precision.autocast(self.device):
+            return self.network(image.contiguous(memory_format=self.precision.layout)).cpu().numpy()
 
     def predict(
         self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
@@ -78,6 +79,7 @@ class Predictor:
         """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped."""
         started = time.monotonic()
         made_from = {"weights": self.weights_digest, "tta": self.tta, "plugin": find_part("tta", self.tta).sha256}
+        made_from |= {"precision": self.precision.name}
         made_from |= {"flip": [self.config.flip, *self.config.flip_order], "images": _names_digest(cache, names)}
         store.begin(made_from)
         stored = set(store.names())

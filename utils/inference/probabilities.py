@@ -1,4 +1,4 @@
-"""The probability store: what a fold model said about each image, one small file an image."""
+"""The probability store: a fold model's probabilities for each image, in one small file per image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from utils.masks.sparse import SparseMaps
 
 FORMAT = 1
 LEVELS = 4095
-"""Probabilities are stored as whole multiples of 1 / LEVELS. 255 would do for the outlines of a bone, but not where two
-fold models are sure and disagree: there a fraction of a thousandth decides."""
+"""Probabilities are stored as whole multiples of 1 / LEVELS. 255 would be enough for the outline of a bone, but not if
+two fold models are sure and disagree: then a difference below 0.001 can decide."""
 FLOOR = 0.005
-"""A class's region is the box of all probabilities above this."""
+"""A class's region is the box around all its probabilities above this."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class Stored:
 
 
 class ProbabilityStore:
-    """A folder of one compressed .npz an image, and store.json, which says what the probabilities were made from."""
+    """A folder with one compressed .npz file per image, and store.json, which says how the probabilities were made."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def begin(self, source: dict) -> None:
-        """Prepare for writing what `source` (JSON values: weights, TTA, data, …) makes.
+        """Prepare for writing probabilities that are made from `source` (JSON values: weights, TTA, data, …).
 
-        What an interrupted run of the same source stored is kept; what another source stored is removed.
+        Files that were made from the same source, in an interrupted run, are kept; files from another source are
+        deleted.
         """
         path = self.folder / "store.json"
         source = {"format": FORMAT, **source}
@@ -55,7 +56,7 @@ class ProbabilityStore:
         return sorted(path.name.removesuffix(".npz") for path in self.folder.glob("*.npz"))
 
     def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
-        """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W). NaN is refused."""
+        """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W); ValueError for NaN."""
         if not np.isfinite(probabilities).all():
             raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
         codes = np.rint(probabilities * LEVELS).astype(np.uint16)

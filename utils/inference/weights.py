@@ -1,4 +1,4 @@
-"""Choose the vote's weights and thresholds by out-of-fold scores, and estimate what they are worth on new people."""
+"""Choose weights and thresholds of the vote by out-of-fold Dice, and estimate the Dice to expect on new people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from utils.inference.ensemble import FoldModel, vote_images
 from utils.masks.dice import dice_per_class, dice_table, mean_dice
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
-"""What `choose_thresholds` tries."""
+"""The thresholds that `choose_thresholds` tries."""
 
 PICKS = 5
-"""Models that `choose_weights` picks one after the other, so weights are multiples of a fifth, a quarter, …"""
+"""Models that `choose_weights` picks one after the other, with repetition: weights are multiples of 1/5, 1/4, 1/3, …"""
 
 
 def shared_images(fold_models: Sequence[FoldModel], folds: pd.DataFrame) -> dict[str, int]:
@@ -38,8 +38,11 @@ def out_of_fold_dice(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """best: per class, on all images. fixed, tuned: mean Dice at the fixed threshold and at thresholds that each fold
-    got from the other folds: the honest figure, because thresholds overfit easily. curve: Dice, thresholds × classes.
+    """Thresholds and what they are worth.
+
+    best: one per class, chosen on all images. curve: mean Dice, thresholds × classes. fixed: mean Dice at the fixed
+    threshold. tuned: mean Dice if each fold is scored with the thresholds that are best on the other folds; it is the
+    Dice to expect on new people, because thresholds overfit easily.
     """
 
     best: list[float]
@@ -55,7 +58,7 @@ def choose_thresholds(
     weights: dict[str, float],
     fixed: float = 0.5,
 ) -> Thresholds:
-    """Per-class thresholds from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth."""
+    """Thresholds per class from the out-of-fold Dice of `images`, with a cross-fitted estimate of the gain."""
     candidates = sorted({*THRESHOLDS, fixed})
     tables = [out_of_fold_dice(fold_models, images, cache, weights, t) for t in candidates]
     dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
@@ -73,9 +76,11 @@ def choose_thresholds(
 
 @dataclass(frozen=True)
 class Weights:
-    """best: each model's weight, chosen on all images; 0 leaves it out. dice: images × classes of the vote with them.
-    equal, crossed: mean Dice with equal weights, and with weights that each fold got from the other folds: the figure
-    to expect on new people.
+    """Weights and what they are worth.
+
+    best: each model's weight, chosen on all images; 0 leaves the model out. dice: images × classes, of the vote with
+    these weights. equal: mean Dice with equal weights. crossed: mean Dice if each fold is scored with the weights that
+    are best on the other folds; it is the Dice to expect on new people.
     """
 
     best: dict[str, float]
@@ -87,11 +92,26 @@ class Weights:
 def choose_weights(
     fold_models: Sequence[FoldModel], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
 ) -> Weights:
-    """Each model's weight from the out-of-fold Dice of `images`, with a cross-fitted estimate of their worth.
+    """Choose each model's weight by out-of-fold Dice, and estimate the Dice to expect on new people.
 
     Greedy selection with replacement (Caruana et al., "Ensemble selection from libraries of models", 2004): the best
-    model first, then whichever helps the vote most; the best of these votes counts. Images of a single fold leave
-    nothing to judge a choice by: there, weights stay equal.
+    model is picked first, then PICKS - 1 times the model that makes the vote best; the best of these votes is taken. A
+    model's weight is its share of the picks. If all images are of one fold, the choice could not be checked on another
+    one, and all weights are equal.
+
+    Args:
+        fold_models: the fold models, see `find_fold_models`.
+        images: name and fold of each image, see `shared_images`.
+        cache: the built cache, at any resolution, for the true masks of the images.
+        threshold: of the vote, 0 to 1, one number or one per class.
+
+    Returns:
+        The weights by model (multiples of 1/PICKS or of 1 / a smaller number of picks, with sum 1; all 1.0 if there is
+        only one fold), the Dice of the vote with them, and the two estimates of `Weights`.
+
+    Raises:
+        FileNotFoundError: if an image is not in a store or in the cache.
+        ValueError: if a stored file is damaged, or if fold models disagree about the size of an image.
     """
     models = sorted({m.model for m in fold_models})
     fold_of = np.array([images[name] for name in images])
@@ -127,7 +147,7 @@ def choose_weights(
 def model_weights(
     fold_models: Sequence[FoldModel], models: Sequence[str], weights: Sequence[float]
 ) -> dict[str, float]:
-    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError where they do not match."""
+    """Each model's weight: `weights` in the order of `models`, or 1 for all. ValueError if they do not match."""
     if not weights:
         return {m.model: 1.0 for m in fold_models}
     if len(weights) != len(models) or min(weights) < 0 or sum(weights) <= 0:
@@ -142,9 +162,9 @@ def model_weights(
 class Vote:
     """How the models vote.
 
-    weights: by model, 0 leaves one out. tables: out-of-fold Dice (images × classes) of each model and of the
-    "ensemble", on the same images; empty where no image can be judged. crossed: mean Dice with weights that each fold
-    got from the others; None where weights were not tuned. summary: one line for people.
+    weights: by model; 0 leaves the model out. tables: out-of-fold Dice (images × classes) of each model and of the
+    "ensemble", on the same images; empty if no image can be scored. crossed: see `Weights`; None if weights were not
+    tuned. summary: one line for people.
     """
 
     weights: dict[str, float]
@@ -162,14 +182,14 @@ def weigh_models(
     tune: bool,
     threshold: float,
 ) -> Vote:
-    """Each model's weight: `weights` in the order of `models` where given, else tuned or equal; with the scores.
+    """Each model's weight with the scores: `weights` in the order of `models` if given, else tuned or equal.
 
-    images: see `shared_images`; without any, weights stay as given or equal. Raises ValueError for weights that do not
+    images: see `shared_images`; without any, weights are as given or equal. Raises ValueError for weights that do not
     match the models.
     """
     given = model_weights(fold_models, models, weights)
     if not images:
-        return Vote(given, {}, None, "no image can be judged by all models, so there is no out-of-fold score")
+        return Vote(given, {}, None, "no image can be scored by all models, so there is no out-of-fold score")
     tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold) for name in given}
     crossed, summary = None, ""
     if tune and not weights:

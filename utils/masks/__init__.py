@@ -1,1 +1,1 @@
-"""Masks: RLE, polygons drawn as the competition draws them, soft labels, exact upsampling, Dice."""
+"""Masks: RLE, polygons drawn as in the competition, soft labels, exact upsampling, Dice."""

@@ -1,4 +1,4 @@
-"""Dice per image and class at full size, from RLE intervals."""
+"""Compute the Dice of each image and class at full size, from RLE intervals."""
 
 import numpy as np
 import pandas as pd

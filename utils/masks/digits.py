@@ -1,4 +1,4 @@
-"""Numbers to text and text to numbers, millions at once: the digits of run-length strings."""
+"""Convert numbers to text and text to numbers, millions at once, for run-length strings."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ def write(numbers: np.ndarray, counts: Sequence[int]) -> list[str]:
     """The numbers, positive int64, as texts with one blank between two: the first counts[0] of them, and so on.
 
     Several times faster than joining str() of the numbers: every number is written with leading zeros, four digits at
-    a time from a table; then the zeros are dropped.
+    a time from a table; then the leading zeros are removed.
     """
     width = -(-(len(str(numbers.max())) + 1) // 4)
     lengths = np.ones(len(numbers), np.uint8)
@@ -38,9 +38,10 @@ def write(numbers: np.ndarray, counts: Sequence[int]) -> list[str]:
 def read(text: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The whole numbers, int64, in a text of digits and blanks, and the position after the last digit of each.
 
-    The eight characters up to a number's last digit are read as one little-endian word. Shifting removes what stands
+    The eight characters up to a number's last digit are read as one little-endian word. Shifting removes the characters
     before the number; then neighbouring digits are joined to pairs, pairs to fours, and fours to the number, each time
-    first · 10ᵏ + second (the first is in the lower bits). Twice as fast as NumPy's reader, which reads longer numbers.
+    first · 10ᵏ + second (the first is in the lower bits). Twice as fast as NumPy's reader, which is used only if a
+    number has more than eight digits.
     """
     padded = b" " * 8 + text + b" "
     blanks = np.flatnonzero(np.frombuffer(padded, np.uint8) == ord(" "))[7:]

@@ -1,11 +1,23 @@
-"""Polygons to masks exactly as the competition draws them, and masks to labels at the network's resolution."""
+"""Draw polygons as masks exactly as the competition does, and make labels at the network's resolution from masks."""
 
 import cv2
 import numpy as np
 
 
 def draw(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Union of the polygons, bool (H, W): `cv2.fillPoly` of each, int32 (n, 2) x-y points, as the baseline does."""
+    """Draw the union of polygons, each by `cv2.fillPoly`, as the official baseline does.
+
+    Args:
+        polygons: for each one its x-y points in pixels, int32 (n, 2), which may lie outside the image. The pixels on
+            its edges belong to a polygon.
+        size: height H and width W of the image in pixels.
+
+    Returns:
+        The mask, bool (H, W), True inside at least one polygon; all False without polygons.
+
+    Raises:
+        cv2.error: for points of another type or shape, such as float.
+    """
     mask = np.zeros(size, np.uint8)
     for points in polygons:
         cv2.fillPoly(mask, [points], 1)
@@ -13,17 +25,17 @@ def draw(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 
 
 def draw_region(polygons: list[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """The same mask within its bounding box only: bool (height, width) and the box's corner (top, left) in the image.
+    """The mask of `draw` within its bounding box: bool (height, width), and the box's corner (top, left) in the image.
 
-    No polygon gives a (0, 0) mask. Polygons that leave the image are drawn at full size, because OpenCV clips an edge
-    before it rounds, so that a shifted canvas could draw the cut differently.
+    Without polygons the mask is (0, 0). Polygons that leave the image are drawn at full size, because OpenCV clips an
+    edge before it rounds, so that it could draw a clipped edge differently on a smaller canvas.
     """
     if not polygons:
         return np.zeros((0, 0), bool), (0, 0)
     points = np.concatenate(polygons)
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     if left < 0 or top < 0 or right >= size[1] or bottom >= size[0]:
-        left, top = max(left, 0), max(top, 0)  # and slices end where the image does
+        left, top = max(left, 0), max(top, 0)  # the slices below end at the image's border
         return draw(polygons, size)[top : max(bottom + 1, 0), left : max(right + 1, 0)], (top, left)
     shifted = [points - np.int32([left, top]) for points in polygons]
     return draw(shifted, (bottom - top + 1, right - left + 1)), (top, left)
@@ -34,9 +46,9 @@ def coverage(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The fraction of every cell of `grid` (h, w) that a mask covers, within its region.
 
-    `mask` bool (height, width) lies at `corner` (top, left) of a `size` (H, W) image. Returns uint8 coverage
-    (255 = the whole cell) and its corner in the grid. Exact at any scale, smaller or larger: the image is divided into
-    equal cells, whose borders are not rounded to pixels, so nothing shifts (nearest-neighbour shifts half a cell).
+    `mask`, bool (height, width), lies at `corner` (top, left) of an image of `size` (H, W). Returns the coverage, uint8
+    (255: the whole cell), and its corner in the grid. It is exact at any scale, smaller or larger: the image is divided
+    into equal cells whose borders are not rounded to pixels, so nothing shifts (nearest neighbour: half a cell).
     """
     if mask.size == 0:
         return np.zeros((0, 0), np.uint8), (0, 0)
@@ -72,19 +84,19 @@ def _whole_pixels(
 _COVERED = np.arange(256) / 255
 EDGE = np.where(_COVERED < 0.5, 1 - 0.5 / (0.5 + _COVERED), 0.5 / (1.5 - _COVERED))
 EDGE = np.rint(EDGE * 255).astype(np.uint8)
-"""Coverage (0 to 255) to the label whose bilinear upsampling crosses one half where the edge is.
+"""For each coverage (0 to 255), the label whose bilinear upsampling is one half exactly at the mask's edge.
 
 Take a straight edge that covers the fraction f of a cell, between a full cell (1) and an empty one (0). Measured from
 the cell's centre, it lies at f - 1/2. If the cell holds the value v ≥ 1/2, linear interpolation towards the empty
-neighbour falls to 1/2 at (v - 1/2) / v, which is f - 1/2 for v = 1 / (3 - 2f), and by symmetry for v < 1/2. Coverage
-itself puts the edge up to a twelfth of a cell too far out or in.
+neighbour falls to 1/2 at (v - 1/2) / v, which is f - 1/2 for v = 1 / (3 - 2f), and by symmetry for v < 1/2. Without
+this correction, the edge would be up to a twelfth of a cell too far outside or inside.
 """
 
 
 def soft_label(
     mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The label a network is trained on: `coverage`, corrected by EDGE so that upsampling restores the outlines.
+    """The label that a network is trained on: `coverage`, corrected by EDGE so that upsampling restores the outlines.
 
     Same arguments and result as `coverage`.
     """
@@ -113,7 +125,7 @@ def nearest(
 
 
 def shrink(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """An image (H, W[, channels]), uint8, at `grid` (h, w): area average where an axis shrinks, else linear."""
+    """An image, uint8 (H, W[, channels]), resized to `grid` (h, w): area average if an axis shrinks, else linear."""
     height, width = image.shape[:2]
     for shape in ((min(grid[0], height), min(grid[1], width)), grid):
         if image.shape[:2] != shape:

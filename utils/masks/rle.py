@@ -1,9 +1,9 @@
-"""Masks as run-length strings (RLE): read, write, compare and vote on them as intervals, without pixels.
+"""Read, write, compare and vote on masks as run-length strings (RLE), by intervals instead of pixels.
 
-The competition's RLE walks the mask row by row and writes "start length start length …", the first pixel being 1.
-An empty mask is "", an empty field in a CSV, which pandas reads back as NaN; NaN and None are accepted as empty too.
-Inside, a mask is two int64 arrays (starts, ends): sorted, disjoint intervals of the flattened image, counted from 0,
-each end exclusive.
+The competition's RLE lists the runs of a mask, row by row, as "start length start length …", the first pixel being 1.
+An empty mask is "", an empty field in a CSV, which pandas reads as NaN; NaN and None are accepted as empty, too.
+In this module, a mask is two int64 arrays (starts, ends): sorted, disjoint intervals of the flattened image, counted
+from 0, each end exclusive.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Runs = tuple[np.ndarray, np.ndarray]
 """(starts, ends) of a mask's intervals."""
 
 LARGEST = 2**40
-"""No pixel number is larger, so that a whole submission fits on one int64 axis, image after image."""
+"""Largest start or length of a run, so that all masks of a submission, one after another, fit on one int64 axis."""
 
 ROWS_AT_A_TIME = 256
 """Masks of each column that are voted on together; this limits the memory."""
@@ -41,8 +41,8 @@ def parse(rle: str | float | None) -> Runs:
 def problem(rle: object) -> str:
     """What is wrong with a string that `parse_column` refuses, in words.
 
-    That is one of: no text, text that is no whole number, an odd count of numbers, a start or length below 1 or above
-    2⁴⁰, runs that are unsorted or overlap.
+    That is one of: it is no text, it has other characters than digits and blanks, an odd count of numbers, a start or
+    length below 1 or above 2⁴⁰, or runs that are unsorted or overlap.
     """
     if not isinstance(rle, str):
         return f"an RLE is text such as '12 3 40 5', found {type(rle).__name__} {rle!r}"
@@ -65,8 +65,8 @@ def problem(rle: object) -> str:
 def parse_column(rles: Sequence[str | float | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """The intervals of many masks at once: (starts, ends, row, wrong).
 
-    `row` (int64) says to which of the masks each interval belongs and rises; `wrong` lists the masks that `parse`
-    would refuse; their intervals are left out. A column of 8,352 masks takes about a tenth of a second.
+    `row` (int64, ascending) is the number of the mask that each interval belongs to. `wrong` lists the numbers of the
+    masks that `parse` would refuse; their intervals are left out. 8,352 masks take about a tenth of a second.
     """
     texts = [rle if isinstance(rle, str) else "" if _is_empty(rle) else "x" for rle in rles]
     joined = " ".join(texts).encode()
@@ -143,7 +143,18 @@ def encode(mask: np.ndarray) -> str:
 
 
 def decode(rle: str | float | None, size: tuple[int, int]) -> np.ndarray:
-    """The bool mask of shape `size` (H, W). Raises ValueError for malformed text or runs past the last pixel."""
+    """The mask of an RLE string.
+
+    Args:
+        rle: "start length start length …", row by row, the first pixel being 1; "", None or NaN for an empty mask.
+        size: height H and width W of the image in pixels.
+
+    Returns:
+        The mask, bool (H, W), True inside.
+
+    Raises:
+        ValueError: for malformed text (see `problem`), and for a run that ends after the image's last pixel.
+    """
     starts, ends = parse(rle)
     height, width = size
     if ends.size and ends[-1] > height * width:
@@ -155,7 +166,8 @@ def decode(rle: str | float | None, size: tuple[int, int]) -> np.ndarray:
 def mask_region(rle: str | float | None, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """The mask within its bounding box only: bool (height, width), and the box's corner (top, left) in the image.
 
-    `size` is the image's (H, W). An empty mask gives shape (0, 0). Raises ValueError for malformed text.
+    `size` is the image's (H, W). An empty mask gives shape (0, 0). Raises ValueError for malformed text; a run past the
+    image's last pixel is not noticed.
     """
     starts, ends = parse(rle)
     if not starts.size:
@@ -216,7 +228,7 @@ def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int)
         parts = zip(offsets, pairwise(cuts), strict=True)
         return to_strings([(starts[i:j] - offset, ends[i:j] - offset) for offset, (i, j) in parts])
 
-    with ThreadPoolExecutor(THREADS) as pool:  # NumPy parses and sorts outside Python's lock
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy releases Python's global lock while it works
         return list(chain.from_iterable(pool.map(chunk, range(0, len(columns[0]), ROWS_AT_A_TIME))))
 
 
@@ -237,7 +249,7 @@ def majority(starts: Sequence[np.ndarray], ends: Sequence[np.ndarray], min_votes
     """The intervals covered by at least `min_votes` masks, given each mask's starts and ends."""
     # one key per edge: twice its position, plus 1 where a run begins; at one position, ends sort before beginnings
     edges = np.concatenate([*(2 * s + 1 for s in starts), *(2 * e for e in ends)])
-    edges.sort(kind="stable")  # merges what is sorted already, ten times faster than the default
+    edges.sort(kind="stable")  # uses that parts are sorted; ten times faster than the default
     inside = np.cumsum((edges & 1) * 2 - 1) >= min_votes
     change = np.flatnonzero(np.diff(inside, prepend=False))
     position = edges[change] >> 1
@@ -268,7 +280,7 @@ def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.nda
 
 
 def _on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0) -> tuple[list[list[np.ndarray]], int]:
-    """(starts, ends, row) of each column, the i-th mask moved by i · stride, so that masks follow each other; stride.
+    """(starts, ends, row) of each column, the i-th mask moved by i · stride, so that masks do not overlap; and stride.
 
     Raises ValueError for a malformed mask, with its number counted from `first`.
     """

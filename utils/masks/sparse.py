@@ -1,4 +1,4 @@
-"""Maps that are zero almost everywhere, kept per class inside a box: cached soft labels and stored probabilities."""
+"""Sparse maps: only the values inside a box per class, for cached soft labels and stored probabilities."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class SparseMaps:
     values: np.ndarray
 
     def __post_init__(self) -> None:
-        """Refuse values that do not fit the boxes, as from a damaged file."""
+        """Raise ValueError if values do not fit the boxes, as in a damaged file."""
         sizes = self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3]
         if sizes.sum() != self.values.size:
             raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")

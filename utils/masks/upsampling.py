@@ -1,7 +1,7 @@
-"""Low-resolution scores to full-size masks, with the same pixels as bilinear upsampling of the whole map gives.
+"""Make full-size masks from low-resolution scores, with the same pixels as bilinear upsampling of the whole map.
 
 An upsampled score lies between those of its four neighbours, so only the parts of the image near scores above the
-threshold are computed: 29 bones cover a few per cent of a radiograph. Source indices, weights and the order of
+threshold are computed: 29 bones cover about a tenth of a radiograph. Source indices, weights and the order of
 operations are those of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on contiguous float32
 CPU tensors (half-pixel centres, no antialiasing; ATen's UpSample.h and UpSampleKernel.cpp): first along the row, then
 down the column, each as `first·w0 + second·w1` by `addcmul`, which rounds once where torch's own upsampling rounds
@@ -19,8 +19,8 @@ import torch
 from utils.masks import rle
 
 BAND_PIXELS = 2**15
-"""Full-size pixels computed at a time: memory stays bounded for any scores, the work stays in the processor's cache,
-and torch, which splits larger work, starts no threads that would wait for each other on a busy processor."""
+"""Number of full-size pixels that are computed at a time. This limits the memory, keeps the data in the processor's
+cache, and is so small that torch starts no threads, which would wait for each other on a busy processor."""
 
 Box = tuple[int, int, int, int]
 
@@ -37,8 +37,8 @@ class Axis(NamedTuple):
 def to_scores(logits: torch.Tensor, threshold: float, upsample: str) -> tuple[np.ndarray, float]:
     """The scores that are upsampled, float32 on the CPU, and the limit above which a pixel is in the mask.
 
-    These are probabilities and `threshold` (0 to 1), or with `upsample` "logits", as the official baseline does it, the
-    logits and the threshold's logit. The shape is that of `logits`.
+    These are the probabilities and `threshold` (0 to 1) or, if `upsample` is "logits" as in the official baseline, the
+    logits and the logit of the threshold. The shape is that of `logits`.
     """
     if upsample == "logits":
         return logits.float().cpu().numpy(), math.log(threshold / (1 - threshold))
@@ -70,7 +70,7 @@ def mask_runs(
     thresholds = np.asarray(threshold, dtype=np.float32)
     if thresholds.shape not in ((), scores.shape[:1]) or np.isnan(thresholds).any():
         raise ValueError(f"threshold: expected a number or {len(scores)} of them, one per class, found {threshold!r}")
-    # (C, h), NaN for every row that holds one; torch takes a fifth of NumPy's time
+    # (C, h), NaN for every row that contains NaN; torch takes a fifth of NumPy's time
     peaks = torch.from_numpy(np.require(scores, requirements=["C", "W"])).amax(2).numpy()
     bad = np.flatnonzero(np.isnan(peaks).any(axis=1))
     if bad.size:

@@ -39,9 +39,10 @@ class Config:
     architecture: its registered name, "" for a network that was given inline. options: the architecture's own, such as
     decoder_channels. image_size: side of the square the images were shrunk to, pixels. mean, std: of the normalisation,
     on the scale 0 to 1. plugin, plugin_sha256: the file that registered the architecture, as `plugins` named it.
-    flip: whether images may be mirrored; flip_order: the class each class becomes then, [] for itself. thresholds: one
-    per class. fold: the one held out, -1 for none. people: a hash for each person it was trained on, those of the
-    checkpoint it started from included. score: full-size mean Dice on the held-out fold, None without one.
+    precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
+    each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
+    hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
+    on the held-out fold, None without one.
     """
 
     architecture: str
@@ -53,6 +54,7 @@ class Config:
     std: list[float] = field(default_factory=lambda: list(PaddedModel.std))
     plugin: str = ""
     plugin_sha256: str = ""
+    precision: str = "32-true"
     flip: bool = True
     flip_order: list[int] = field(default_factory=list)
     thresholds: list[float] = field(default_factory=list)
@@ -109,7 +111,21 @@ def read_config(folder: str | Path) -> Config:
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[PaddedModel, Config]:
-    """The network with its weights, in evaluation mode, and its config. Needs no network access."""
+    """Read a checkpoint. Nothing is downloaded, and no code is run from it.
+
+    Args:
+        folder: the checkpoint folder, with model.safetensors and config.json.
+        device: the device for the network, such as "cpu" or "cuda:0".
+
+    Returns:
+        The network in evaluation mode, with its weights, and its config. It maps images, float (N, 3, H, W), normalised
+        with the config's mean and std, to logits, float (N, classes, H, W).
+
+    Raises:
+        FileNotFoundError: if there is no config.json.
+        ModelError: if the config can't be understood, its architecture is unknown, was given inline or belongs to a
+            plugin that is not loaded, or if model.safetensors is missing or does not fit the network.
+    """
     config = read_config(folder)
     model = build_network(config, shown(folder))
     load_weights(model, folder)

@@ -69,7 +69,7 @@ def build(
         ) from error
     model = PaddedModel(network, image_size if fixed_size else MULTIPLES.get(name, 32))
     if encoder_weights and not weights:
-        load_state(network.encoder, read_state(encoder_weights), encoder_weights)
+        load_state(network.encoder, read_state(encoder_weights, encoder), encoder_weights)
     if encoder_weights:
         model.mean, model.std = normalisation(timm_name(encoder))
     return model

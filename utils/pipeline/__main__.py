@@ -1,4 +1,4 @@
-"""`python -m utils.pipeline`: the command behind run_all.sh."""
+"""`python -m utils.pipeline` is the command that run_all.sh starts."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Write into a run's folder what changed: the data set's files, notebooks and parameters of the steps.
+"""Write to a run's folder what its steps depend on: list of data files, notebooks, parameters.
 
-Each file is written only where it changes, so that its time tells Snakemake which results are out of date.
+Each file is written only if its content changes, so that its time tells Snakemake which results are out of date.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from utils.pipeline.profile import NOTEBOOKS, Profile, Step
 from utils.pipeline.run_notebook import set_aside
 
 WITHOUT_EFFECT = ("num_workers", "device", "wandb_project")
-"""Parameters that change nothing in a result, so that changing them runs nothing again."""
+"""Parameters that do not change results, so that changing them reruns nothing."""
 
 
 class RunError(Exception):
@@ -33,10 +33,10 @@ def fingerprint(data_dir: str | Path) -> dict[str, list[int]]:
 
 
 def prepare_data(run: Path, data: Path | None, profile: Profile) -> Path:
-    """The checked data folder: `data`, or the profile's sample, made if missing.
+    """Check the data folder, `data` or the profile's sample (made if missing), and return it.
 
-    Writes `<run>/data.json` if it changed. Raises DataError with all problems of the folder, and RunError where the
-    run's folder belongs to other data.
+    Writes `<run>/data.json` if a file of the data changed. Raises DataError with all problems of the data, and RunError
+    if the run's folder belongs to other data.
     """
     if data is None:
         from utils.sample.generator import make_sample
@@ -59,10 +59,10 @@ def prepare_data(run: Path, data: Path | None, profile: Profile) -> Path:
 
 
 def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str, force: bool = False) -> None:
-    """Write run.json, notebooks/ and parameters/ of the run's folder, each file only where it changed.
+    """Write run.json, notebooks/ and parameters/ to the run's folder, each file only if it changed.
 
-    What no longer belongs to the run moves to `<run>/previous/`: fold models that are not in the profile any more, and
-    folds.csv where the images, `n_folds` or `seed` are others. `force` forgets that anything is done, and the cache.
+    What no longer belongs to the run moves to `<run>/previous/`: steps that are not planned any more, and folds.csv if
+    the training images, `n_folds` or `seed` changed. `force` marks every step as not done and deletes the cache.
     """
     _set_aside_others(run, {step.name for step in planned})
     if force:
@@ -109,7 +109,7 @@ def _set_aside_others(run: Path, names: set[str]) -> None:
 
 
 def copy_for_preview(run: Path, copy: Path) -> Path:
-    """A copy of all that decides which steps have to run, without their results: a dry run changes nothing."""
+    """Copy what decides which steps have to run, for a dry run, which must change nothing; return the copied folder."""
     copy = copy / run.name
     steps = [f"{'*/' * depth}{name}.json" for depth in (1, 3) for name in ("metrics", "inputs")]
     for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", ".snakemake/incomplete/*", *steps):
@@ -131,7 +131,7 @@ def _write_if_changed(path: Path, text: str) -> None:
 
 
 def _sources(path: Path) -> str:
-    """A notebook without outputs: looking at it in JupyterLab does not change it."""
+    """A notebook without outputs, ids and settings of an editor: opening it in JupyterLab does not change this text."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -141,5 +141,5 @@ def _sources(path: Path) -> str:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
-    notebook.nbformat_minor = 4  # before cell ids, which editors rewrite
+    notebook.nbformat_minor = 4  # the version before cell ids, which editors rewrite
     return nbformat.writes(notebook) + "\n"

@@ -1,4 +1,4 @@
-"""The leaderboard of a run: scores of fold models, models, ensemble and baseline, read from the steps' metrics.json."""
+"""Make the leaderboard of a run from its metrics.json files: ensemble, models, fold models and baseline."""
 
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
 
     Columns: kind, model, fold (Int64); val_dice: mean Dice at full size on the fold's images, without test-time
     augmentation (TTA), as training measured it; oof_dice: out-of-fold Dice, with TTA; test_dice: Dice on the test
-    images where the data has a solution.csv; weight: the model's part in the ensemble; minutes: training and inference.
-    Scores are in [0, 1], NaN where a step has not ended or has no such score. `run` is the run's folder.
+    images if the data has a solution.csv; weight: of the model in the ensemble; minutes: training and inference.
+    Scores are in [0, 1], and NaN if a step has not ended or has no such score. `run` is the run's folder.
     """
     run = Path(run)
     steps = [
@@ -107,5 +107,5 @@ def _alignment(table: pd.DataFrame) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as a table of COLUMNS; what else a row holds is left out."""
+    """The rows as a table of COLUMNS; other keys of a row are left out."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(list(COLUMNS)[2:], float))

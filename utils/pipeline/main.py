@@ -1,4 +1,4 @@
-"""The run behind run_all.sh: checks profile and data, starts Snakemake, shows the leaderboard and what failed."""
+"""The command behind run_all.sh: check profile and data, start Snakemake, show the leaderboard and what failed."""
 
 import argparse
 import importlib.util
@@ -26,10 +26,10 @@ SNAKEMAKE = "from utils.pipeline.run_notebook import end_with_run as w; w(); fro
 
 
 def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
-    """Run notebooks/Snakefile in the run's folder; its exit status, and what it printed with `output=PIPE`.
+    """Run notebooks/Snakefile in the run's folder; return its exit status and, with `output=PIPE`, what it printed.
 
-    A local Snakemake and its steps are a process group of their own, killed as one when this process is stopped;
-    with a cluster's executor it is interrupted instead, so that it takes its jobs back.
+    Snakemake gets a session of its own. When this process is stopped, a local Snakemake is killed together with its
+    steps; one with a cluster's executor is interrupted instead, so that it cancels its jobs.
     """
     command = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(ROOT / "notebooks" / "Snakefile")]
     command += ["--directory", str(run), "--nolock", "--rerun-incomplete", "--keep-going"]
@@ -47,7 +47,7 @@ def snakemake(run: Path, options: list[str], local: bool = True, output: int | N
 
 
 def preview(status: int, printed: str) -> int:
-    """Print the steps that a dry run of Snakemake names, with its reasons; the exit status."""
+    """Print the steps that a dry run of Snakemake would run, and why; return the exit status."""
     jobs = re.findall(r"^    output: (\S.*)/metrics\.json\n(?:    .*\n)*?    reason: (.*)$", printed, re.MULTILINE)
     print("\n".join(f"would run {step}: {reason}" for step, reason in sorted(jobs)) or "nothing to do")
     if status:
@@ -56,7 +56,7 @@ def preview(status: int, printed: str) -> int:
 
 
 def start(given: argparse.Namespace) -> int:
-    """One run, as the command line asks for it; the exit status."""
+    """Make one run, as the command line asks for it; return the exit status."""
     path = profile_path(given.profile)
     profile = read_profile(path)
     data = None if given.data is None else Path(os.path.normpath(Path(given.caller) / given.data))
@@ -77,7 +77,7 @@ def start(given: argparse.Namespace) -> int:
             options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
             return preview(*snakemake(copy, options, output=subprocess.PIPE))
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed takes a moment to go
+    lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed needs a moment to end
     try:
         lock.acquire()
     except Timeout:
@@ -96,7 +96,7 @@ def start(given: argparse.Namespace) -> int:
 
 
 def finish(run: Path, planned: list[Step], status: int, minutes: float) -> int:
-    """Print the leaderboard, write the report, say what failed and where the submission is; the exit status."""
+    """Print the leaderboard, write the report, print what failed and the submission's path; return the exit status."""
     from utils.pipeline.leaderboard import show_leaderboard
     from utils.pipeline.report import write_report
 
@@ -144,7 +144,7 @@ def main() -> int:
         plugin = f".venv/bin/pip install snakemake-executor-plugin-{given.executor}"
         parser.error(f"--executor {given.executor} needs Snakemake's plugin; {plugin}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # a script's background job starts with it ignored, and so would Snakemake, which cancels a cluster's jobs on it
+    # a background job of a script ignores SIGINT, and Snakemake, which needs it to cancel jobs, would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
@@ -157,7 +157,7 @@ def main() -> int:
 
 
 def _not_done(run: Path, planned: list[Step]) -> list[str]:
-    """Steps without a result, and those after them, whose earlier result no longer counts and is forgotten."""
+    """Steps without a result, and the steps after them, whose metrics.json is out of date and therefore deleted."""
     left: list[str] = []
     for step in planned:
         metrics = run / step.name / "metrics.json"
@@ -168,7 +168,7 @@ def _not_done(run: Path, planned: list[Step]) -> list[str]:
 
 
 def _stop(process: subprocess.Popen, local: bool) -> None:
-    """End Snakemake: with all its steps where they run here, else by an interrupt, on which it cancels its jobs."""
+    """End Snakemake: kill it with all its local steps, or interrupt it, so that it cancels its jobs on the cluster."""
     import psutil
 
     if local:

@@ -1,4 +1,4 @@
-"""Open a run: what every notebook needs after its parameters are checked, from plugins to folds and cache."""
+"""Open a run: what every notebook needs after its parameters are checked, such as data, folds and cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from utils.sample.generator import ensure_sample
 
 @dataclass
 class Run:
-    """One run's data and where its results are.
+    """The data of one run, and where its results are written.
 
     data_dir: the data folder. output_dir: the run's folder. step: the notebook's name. table: one row per image, as
     `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with.
@@ -44,7 +44,7 @@ class Run:
     def folds(self) -> pd.DataFrame:
         """ID, image_name, bent and fold of each training image, from the run's folds.csv, written if it does not exist.
 
-        Raises DataError where the file belongs to other data or another number of folds.
+        Raises DataError if the file belongs to other data or another number of folds.
         """
         return read_folds(self.output_dir / "folds.csv", self.table, self.classes, self.n_folds, self.seed)
 
@@ -60,12 +60,12 @@ class Run:
 
     @property
     def solution(self) -> Path | None:
-        """The test images' truth, None where the data folder has none."""
+        """The true masks of the test images, solution.csv; None if the data folder has none."""
         path = self.data_dir / "solution.csv"
         return path if path.exists() else None
 
     def cache(self, image_size: int, labels: str = "soft") -> Cache:
-        """The built cache at a resolution (pixels); `labels` as in `data.cache`."""
+        """The built cache at `image_size` × `image_size` pixels; `labels` is a key of `data.cache.RESAMPLE`."""
         cache = Cache(self.output_dir / "cache", self.table, self.classes, image_size, labels)
         cache.build(Progress("caching"))
         return cache
@@ -78,7 +78,7 @@ class Run:
         flip: str = "on",
         flip_pairs: Sequence[Sequence[str]] = (),
     ) -> FoldData:
-        """The images of one fold, cached at a resolution; `flip` and `flip_pairs` as in `data.flip.flip_rule`."""
+        """The images of one fold; the other arguments are those of `cache` and of `data.flip.flip_rule`."""
         train, validation = split_fold(self.table, self.folds, fold)
         cache = self.cache(image_size, labels)
         rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
@@ -89,19 +89,19 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
     """Import the plugins, check the names of parts, find or make the data, and read its table and classes.
 
     Args:
-        parameters: a notebook's checked parameters; data_dir, output_dir, n_folds and seed are read, plugins and the
-            names of parts where the notebook has them.
+        parameters: a notebook's checked parameters. Read are data_dir, output_dir, n_folds and seed, and, if the
+            notebook has them, plugins and the names of parts.
         step: the notebook's name, such as "03_train".
-        needs: an earlier notebook, which is run first where its results are missing.
+        needs: an earlier notebook, which is run first if its results are missing.
 
     Returns:
         The run, which gives paths, classes, images, folds and cache.
 
     Raises:
-        Problems: plugins that can't be imported.
-        UnknownPart: names of parts that nobody registered, with the nearest ones.
-        DataError: a data folder that can't be used.
-        FileNotFoundError: a model asked for by name that is not trained or has not predicted yet.
+        Problems: for plugins that can't be imported.
+        UnknownPart: for names of parts that are not registered; the message has the nearest names.
+        DataError: for a data folder that can't be used.
+        FileNotFoundError: if the parameter `model` names a model without results of `needs`.
     """
     load_plugins(parameters.get("plugins", []))
     named_parts(parameters)

@@ -1,4 +1,4 @@
-"""Profiles: what a run trains and with which parameters, checked against the notebooks before anything starts.
+"""Read profiles: what a run trains and with which parameters, checked against the notebooks before it starts.
 
 A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
 of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05; `parameters` go to every notebook that declares
@@ -30,7 +30,7 @@ OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission")
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
-"""In YAML, a section of which only the heading is there is None."""
+"""A section of which the YAML file has only the heading is read as None."""
 
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 
 
 class Sample(_Strict):
-    """The synthetic data set that is made where no `--data` is given; folder relative to the repository."""
+    """The synthetic data set that is made if no `--data` is given; folder: relative to the repository."""
 
     folder: str = "data/sample"
     train_people: Annotated[int, Field(ge=2)] = 40
@@ -86,7 +86,7 @@ class Step(BaseModel):
 
 
 def profile_path(name: str) -> Path:
-    """The file of a profile; ProfileError names the nearest one where there is none."""
+    """The file of a profile. Raises ProfileError with the nearest name if there is none."""
     folder = ROOT / "notebooks" / "profiles"
     path = folder / f"{name}.yaml"
     if not path.exists():
@@ -95,7 +95,7 @@ def profile_path(name: str) -> Path:
 
 
 def read_profile(path: str | Path) -> Profile:
-    """A checked profile file. Raises ProfileError with all unknown keys and wrong values of its own structure."""
+    """Read a profile file and check its structure. Raises ProfileError with all unknown keys and wrong values."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -109,7 +109,7 @@ def read_profile(path: str | Path) -> Profile:
 
 
 def run_name(profile: str, data: str | Path | None) -> str:
-    """`sample`, or `sample-nuclei` where a data folder is given."""
+    """The profile's name, such as `sample`; with a data folder, for example `sample-nuclei`."""
     return profile if data is None else f"{profile}-{Path(data).name}"
 
 
@@ -161,7 +161,7 @@ def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict
     submission = {"submission": f"submissions/{run}.csv"}
     yield "eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"]), common
     if profile.baseline is not None:
-        own = common if profile.models else common | submission  # alone, the baseline is what gets submitted
+        own = common if profile.models else common | submission  # without other models, the baseline is submitted
         yield "baseline", {"baseline": profile.baseline}, Step(name=NOTEBOOKS["baseline"]), own
     predicted = []
     for fold in profile.folds:

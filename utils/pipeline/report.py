@@ -1,4 +1,4 @@
-"""The HTML report of a run: one page per executed notebook, and an index page with the leaderboard.
+"""Write the HTML report of a run: one page per executed notebook, and an index page with the leaderboard.
 
 The pages need no network: styles (report.css) and images are embedded.
 """
@@ -73,7 +73,7 @@ def _about(run: Path) -> str:
 
 
 def _leaderboard(run: Path) -> str:
-    """The leaderboard as a table; its first row stands out if it is the ensemble's."""
+    """The leaderboard as an HTML table; if there is an ensemble, its row is first and highlighted."""
     table = read_leaderboard(run)
     if table.empty:
         return "<p>No step has ended yet.</p>"
@@ -95,7 +95,7 @@ def _card(run: Path, name: str, page: str, notebook: Path) -> str:
 def _thumbnail(notebook: Path, width: int = 460) -> str:
     """The image with the most bytes in a notebook's outputs, or else in its folder, as a small base64 JPEG; "" if none.
 
-    Radiographs take more bytes than charts, of which a small crop shows nothing.
+    That is a radiograph rather than a chart, which could not be read at this size.
     """
     from PIL import Image
 

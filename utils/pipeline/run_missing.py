@@ -1,4 +1,4 @@
-"""Run prerequisite notebooks whose results are missing."""
+"""Run an earlier notebook if the results that a later one needs are missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,8 @@ SHARED = ("data_dir", "output_dir", "plugins", "n_folds", "seed", "device", "pre
 def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = "", fold: int | None = None) -> None:
     """Execute `notebook` with its defaults unless its step is done for `model` ("": any) and `fold` (None: any).
 
-    `parameters` are those of the calling notebook; data, folds, seed and device are passed on. A model asked for by
-    name is not made up: FileNotFoundError lists those there are.
+    `parameters` are those of the calling notebook; the SHARED ones and `fold` are passed on. A model that is asked for
+    by name is never made here: FileNotFoundError lists the finished ones.
     """
     steps = resolve(parameters["output_dir"]) / notebook
     if any(steps.glob(f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json")):

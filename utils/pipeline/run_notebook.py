@@ -1,7 +1,7 @@
 """Run one step of a run: its notebook, with its parameters, in its own folder.
 
-Snakemake calls `python -m utils.pipeline.run_notebook` (notebooks/Snakefile); the step's terminal lines, log, error and
-executed notebook come from here.
+Snakemake calls `python -m utils.pipeline.run_notebook` (see notebooks/Snakefile). It prints the step's lines in the
+terminal and writes its log, its error and the executed notebook.
 """
 
 import argparse
@@ -25,7 +25,7 @@ OWNER = "HAND_BONE_RUN_PROCESS"
 
 
 def end_with_run() -> None:
-    """Watch the process that started the run and end this one when it is gone, so that no orphan goes on writing.
+    """End this process when the one that started the run has ended, so that no left-over process keeps writing.
 
     Does nothing outside a run and on other machines (clusters stop their jobs themselves).
     """
@@ -45,11 +45,11 @@ def end_with_run() -> None:
 
 
 def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
-    """Run step `name` of the run folder `run`; 0 if its notebook ended. The notebook may use `threads` CPU threads.
+    """Run step `name` of the run folder `run` with `threads` CPU threads; return 0 if it succeeded, 1 if it failed.
 
-    `inputs` are the files that the result depends on. Where they differ from those of an earlier, unfinished attempt,
-    its folder moves to `<run>/previous/`; where they are the same, the notebook goes on with what is there.
-    Leaves the executed notebook and `log.txt` in the folder, and `failed.txt` with the error if there was one.
+    `inputs` are the files that the result depends on. If they differ from those of an earlier attempt, its folder moves
+    to `<run>/previous/`; if they are the same, the notebook continues with the files that are there. The executed
+    notebook and `log.txt` are written to the step's folder, and `failed.txt` with the error if there was one.
     """
     folder = run / name
     fingerprint = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in inputs}
@@ -73,7 +73,7 @@ def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
 
 
 def set_aside(run: Path, name: str) -> None:
-    """Move a step's folder to `<run>/previous/`, in place of an older one there."""
+    """Move a step's folder, or another file of the run, to `<run>/previous/`; an older one there is replaced."""
     old = run / "previous" / name
     shutil.rmtree(old, ignore_errors=True)
     old.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def say(text: str) -> None:
 
 
 def _execute(run: Path, name: str, threads: int) -> str:
-    """Execute the notebook; the error's text, "" if there was none."""
+    """Execute the notebook; return the text of the error, "" if there was none."""
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NO_ALBUMENTATIONS_UPDATE": "1"}
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     os.chdir(ROOT)
@@ -113,13 +113,13 @@ def _execute(run: Path, name: str, threads: int) -> str:
         lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in error.traceback]
         message = f"{error.ename}: {error.evalue}"
         return "\n".join(lines if message.splitlines()[0] in lines[-1] else [*lines, message])
-    except Exception as error:  # a killed kernel, a full disk: whatever stops papermill itself
+    except Exception as error:  # whatever stops papermill itself, such as a killed kernel or a full disk
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 class _Terminal(io.TextIOBase):
-    """What a notebook prints goes to the terminal, behind the short name of its step."""
+    """Prints a notebook's output in the terminal, each line after the short name of its step."""
 
     def __init__(self, step: str):
         self.step = step
@@ -131,15 +131,15 @@ class _Terminal(io.TextIOBase):
 
 
 def _log_to(path: Path) -> None:
-    """papermill's messages and all output of the notebook go to this file."""
+    """Write papermill's messages and all output of the notebook to this file."""
     file = path.open("a", encoding="utf-8")
-    os.dup2(file.fileno(), sys.stderr.fileno())  # what libraries and a dying kernel write past papermill
+    os.dup2(file.fileno(), sys.stderr.fileno())  # what libraries and a crashing kernel write to it directly
     logging.basicConfig(stream=file, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("papermill").setLevel(logging.INFO)
 
 
 def _print(line: str) -> None:
-    """Print a line at once, in one piece among the lines of other steps."""
+    """Print a line in one piece, so that lines of other steps can't break into it."""
     print(f"{line}\n", end="", flush=True)
 
 

@@ -1,1 +1,1 @@
-"""The synthetic sample, for people who don't have the competition's data."""
+"""Make the synthetic sample, for people who don't have the competition's data."""

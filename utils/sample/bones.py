@@ -1,7 +1,7 @@
-"""The bones of a synthetic hand: 29 outlines in millimetres, which vary from person to person.
+"""Make the bones of a synthetic hand: 29 outlines in millimetres, which vary from person to person.
 
-A right hand lies with its thumb to the left: x grows towards the little finger, y towards the fingertips, the origin is
-at the capitate. Proportions are those of adults; areas and overlaps are those of the competition's annotations.
+A right hand has its thumb on the left: x grows towards the little finger, y towards the fingertips, the origin is at
+the capitate. Proportions are those of adults; areas and overlaps are those of the competition's annotations.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class Hand:
 
     outlines: float (n, 2) by class. axes: each bone's line from base to tip, (2, 2), by class. sesamoids: outlines
     (n, 2) of small bones that have no class. flesh: lines (k, 2), each with half the width of the soft tissue (k,).
-    mm: one millimetre in this unit. collimation: corners (4, 2) of the exposed field, none before it is set.
+    mm: one millimetre in this unit. collimation: corners (4, 2) of the exposed field; (0, 2) until it is set.
     """
 
     outlines: dict[str, np.ndarray] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Hand:
 
 
 class Variation:
-    """Random numbers for shapes: mostly the person's, the same for both hands, plus a small part of this hand."""
+    """Random numbers for shapes: a large part is the same for both hands of a person, a small part is this hand's."""
 
     def __init__(self, shape: tuple[int, ...], rng: np.random.Generator):
         """The person's numbers come from the seed `shape`, those of this hand from `rng`."""
@@ -203,7 +203,7 @@ def _finger_bone(digit: int, joint: int, half: float, length: float, vary: Varia
 
 
 def _add_sesamoids(hand: Hand, base: np.ndarray, angle: float, length: float, rng: np.random.Generator) -> None:
-    """Add no, one or two bones of the size of a pea at the head of the thumb's metacarpal."""
+    """Add no, one or two small round bones at the head of the thumb's metacarpal."""
     around = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for x in (6.3, -2.0)[: rng.choice(3, p=(0.45, 0.3, 0.25))]:
         shape = np.stack([np.cos(around) * rng.uniform(1.9, 2.5), np.sin(around) * rng.uniform(2.3, 3.1)], axis=1)
@@ -212,8 +212,8 @@ def _add_sesamoids(hand: Hand, base: np.ndarray, angle: float, length: float, rn
 
 
 def add_carpals(hand: Hand, vary: Variation, names: tuple[str, ...], stretch: float = 1.0) -> None:
-    """Add the carpal bones `names`. `stretch` (1: as is) scales the scaphoid's length, which looks shorter or longer as
-    the wrist bends."""
+    """Add the carpal bones `names`. `stretch` scales the length of the scaphoid, which looks shorter or longer in a
+    bent wrist; 1 leaves it as it is."""
     for name in names:
         control = np.array(CARPALS[name], dtype=float)
         centre = control.mean(axis=0)

@@ -1,4 +1,4 @@
-"""The synthetic sample: a data folder in the competition's layout, for people who don't have the real one.
+"""Make the synthetic sample: a data folder in the competition's layout, for people who don't have the real one.
 
     python -m utils.sample --folder data/sample --train-people 40 --test-people 12 --image-size 2048 --seed 0
 
@@ -54,10 +54,10 @@ class SampleImage:
 
 
 def ensure_sample(data_dir: str = "", **options: int | None) -> Path:
-    """The data folder a notebook works on: `data_dir`, or the sample, made on first use.
+    """The absolute path of the data folder: `data_dir`, or the sample, which is made on first use.
 
-    "" and the path data/sample mean the default sample; it is made with `options` (see `make_sample`) where it does
-    not exist yet. Every other folder must exist; DataError says what to do where it doesn't.
+    "" and the path data/sample mean the default sample; it is made with `options` (see `make_sample`) if it does not
+    exist yet. Every other folder must exist; if it does not, DataError says what to do.
     """
     folder = files.resolve(data_dir) if data_dir else DEFAULT_FOLDER
     missing = not folder.is_dir() or not any(folder.iterdir())
@@ -81,8 +81,8 @@ def make_sample(
     """Make a sample in `folder` (relative to the repository), whole or not at all; returns the absolute path.
 
     Each person has two images of `image_size` × `image_size` pixels; the real data has 400 and 144 people.
-    `threads` (default: one per core, at most 8) changes nothing in the files. A folder that was made with the same
-    options is left as it is. Raises DataError for a folder with anything else in it, or options below their minimum.
+    `threads` (default: one per core, at most 8) does not change the files. A folder that was made with the same options
+    is left as it is. Raises DataError for a folder with other content, and for options below their minimum.
     """
     folder = files.resolve(folder)
     options = {"train_people": train_people, "test_people": test_people, "image_size": image_size, "seed": seed}
@@ -94,7 +94,7 @@ def make_sample(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):  # two notebooks started together make one sample
         if not _is_made(folder, description):
-            for stale in folder.parent.glob(f".{folder.name}.*.part"):  # of a maker that was killed
+            for stale in folder.parent.glob(f".{folder.name}.*.part"):  # left by a process that was killed
                 shutil.rmtree(stale)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
             try:
@@ -108,7 +108,7 @@ def make_sample(
 
 
 def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
-    """Every image of a sample, sorted by split and person. IDs of train and test people are mixed as the real ones."""
+    """Every image of a sample, sorted by split and person. As in the real data, IDs of both splits are mixed."""
     people = {"train": train_people, "test": test_people}
     bent = {split: [_is_bent(split, k) for k in range(count)] for split, count in people.items()}
     count = min(sum(bent["train"]), len(BENT_IDS))
@@ -137,7 +137,7 @@ def _both_hands(split: str, seed: tuple[int, int, int], number: int, bent: bool)
     rng = np.random.default_rng([*seed, 2])
     start = 1661130828152 + (number - 1) * 11_397_000 + int(rng.integers(0, 6_000_000))
     later = int(rng.integers(17_000, 95_000))
-    named = number == 1 or rng.random() < 0.03  # only a few names say the side
+    named = number == 1 or rng.random() < 0.03  # only a few file names say the side
     times = {"R": start, "L": start + later} if rng.random() < 0.8 else {"R": start + later, "L": start}
     return [
         SampleImage(split, f"ID{number:03d}", f"image{times[side]}{f'_{side}' * named}", side, person, (*seed, i))
@@ -146,10 +146,10 @@ def _both_hands(split: str, seed: tuple[int, int, int], number: int, bent: bool)
 
 
 def geometry(image: SampleImage, size: int) -> tuple[Hand, dict[str, np.ndarray], np.random.Generator]:
-    """The hand of an image, its annotation, and the random generator with which `radiograph.render` goes on.
+    """The hand of an image, its annotation, and the random generator that `radiograph.render` continues to use.
 
-    The annotation has one polygon per class, int32 (n, 2) x-y pixels inside the image. It differs a little from the
-    bone's true edge, as annotations by people do.
+    The annotation has one polygon per class, int32 (n, 2) x-y pixels inside the image. Like annotations by people, it
+    differs a little from the bone's true edge.
     """
     rng = np.random.default_rng(image.seed)
     hand = make_hand(image.person, rng, image.side)
@@ -237,7 +237,7 @@ def _write_metadata(path: Path, images: list[SampleImage], seed: int) -> None:
     draft = path.with_suffix(".draft")
     book.save(draft)
     with zipfile.ZipFile(draft) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():  # the same bytes every time: no times of writing
+        for name in source.namelist():  # no times of writing, so that the bytes are always the same
             content = re.sub(rb"\d{4}-\d\d-\d\dT[\d:]+Z", b"2022-11-04T00:00:00Z", source.read(name))
             target.writestr(zipfile.ZipInfo(name, (2022, 11, 4, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     draft.unlink()

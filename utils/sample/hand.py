@@ -1,4 +1,4 @@
-"""A person, and one of their hands in the image: bent at the wrist, rotated, scaled, placed and collimated.
+"""Make a person, and one of their hands in the image: bent at the wrist, rotated, scaled, placed, collimated.
 
 Image coordinates are in image widths: x from 0 to 1 to the right, y from 0 to 1 downwards.
 """

@@ -1,7 +1,7 @@
-"""An X-ray image of a synthetic hand: the attenuation of every ray, then exposure, noise and display.
+"""Render the X-ray image of a synthetic hand: the attenuation of every ray, then exposure, noise and display.
 
 The attenuation follows Beer-Lambert's law: Σ coefficient × path length over soft tissue, cortical and trabecular bone
-and metal, so bones that lie over each other are brighter. Soft tissue is made at 512 × 512 pixels, as it is smooth.
+and metal, so bones that overlap are brighter. Soft tissue is smooth, so at most 512 × 512 pixels are computed for it.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def render(hand: Hand, person: Person, rng: np.random.Generator, size: int) -> n
         _add_nails(smooth, hand, low, rng)
     bones = _bones(hand, full, rng)
     both = smooth + cv2.resize(bones, smooth.shape, interpolation=cv2.INTER_AREA)
-    smooth -= 0.3 * cv2.GaussianBlur(both, (0, 0), 9 * low.mm)  # as detectors do: broad differences weakened
+    smooth -= 0.3 * cv2.GaussianBlur(both, (0, 0), 9 * low.mm)  # as detectors do: weaken slow changes
     attenuation = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_CUBIC) + bones
     _add_metal(attenuation, hand, person, full, rng)
     return _expose(attenuation, hand, full, rng)
@@ -101,7 +101,7 @@ def _add_bone(
     margin = int(2 * grid.mm) + 3
     x0, y0 = np.maximum(np.floor(points.min(axis=0)).astype(int) - margin, 0)
     x1, y1 = np.minimum(np.ceil(points.max(axis=0)).astype(int) + margin, grid.size)
-    mask = np.zeros((y1 - y0 + 2 * margin, x1 - x0), np.uint8)  # room below: no rim where the image cuts the forearm
+    mask = np.zeros((y1 - y0 + 2 * margin, x1 - x0), np.uint8)  # room below: no edge where the image ends
     points = points - (x0, y0)
     if kind == "forearm":
         points = points + (points[:, 1:] > points[:, 1].max() - 1) * (0, 4 * margin)
@@ -190,7 +190,7 @@ def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Ge
 
 
 def _add_marker(grey: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> None:
-    """Add the letter of the side, which some images have."""
+    """Add the letter of the side to about half of the images."""
     if rng.random() < 0.5:
         return
     thumb, little = (hand.outlines[f"finger-{i}"][:, 0].mean() for i in (1, 16))

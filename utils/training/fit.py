@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
 from utils.data.loader import FoldData, plain_loader, training_loader
-from utils.device import choose_device, choose_precision
+from utils.device import Precision, choose_device
 from utils.files import interactive, resolve, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import (
@@ -32,6 +32,7 @@ from utils.models.checkpoint import (
     read_config,
 )
 from utils.training.module import RESUME, Settings, TrainingError, TrainingModule
+from utils.training.precision import choose_precision
 from utils.training.resume import NoSourceError, resume_key, saved_epochs
 
 
@@ -99,7 +100,15 @@ def fit(
         people |= start_from(model, data, settings.init_checkpoint)
     elif settings.start_from_prior:
         start_from_prior(model, class_shares(data.cache, data.train["image_name"]))
+    augmenter = as_augmenter(augmentation)
+    if settings.precision == "auto":
+        sample = training_loader(data, augmenter, settings.batch_size, settings.seed)
+        shape, file = (settings.batch_size, data.cache.grid[0]), settings.precision_file or folder / "precision.json"
+        device = choose_device(settings.device)
+        precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
+        settings = replace(settings, precision=precision.name)
     config = Config(
+        precision=settings.precision,
         classes=data.cache.classes,
         image_size=data.cache.grid[0],
         fold=data.fold,
@@ -111,7 +120,7 @@ def fit(
     names = data.validation["image_name"].tolist()
     settings, key = _key(model, loss, augmentation, optimizer, schedule, data, settings)
     done = saved_epochs(folder / RESUME, key)
-    loader = training_loader(data, as_augmenter(augmentation), settings.batch_size, settings.seed, settings.num_workers)
+    loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
     loader.sampler.set_epoch(done)  # workers draw the first epoch's order before Lightning says which it is
     module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
     trainer = _trainer(settings, folder, bool(names))
@@ -212,7 +221,8 @@ def _trainer(settings: Settings, folder: Path, validated: bool) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=choose_precision(settings.precision, device),
+        precision=Precision(settings.precision).lightning,
+        benchmark=True,  # cuDNN's fastest convolutions; batches are all of one size
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,

@@ -1,20 +1,110 @@
 """Losses by name for overlapping classes, on logits and soft labels: one, or a sum such as "0.7*bce + 0.3*dice"."""
 
 import inspect
+from typing import Any
 
 import torch
-from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss, TverskyLoss
+from segmentation_models_pytorch.losses import FocalLoss, LovaszLoss, TverskyLoss
 from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import Problems
 from utils.registry import build_part, register_loss
 
-register_loss("bce")(F.binary_cross_entropy_with_logits)  # the mean over pixels and classes
-register_loss("dice")(DiceLoss(mode="multilabel", from_logits=True))  # 1 - Dice of each class over the batch
+BLOCK = 2**18
+"""Values of a map that are worked on at a time on a CPU: all that is made from them stays in its cache."""
+
+TERMS = ("bce", "dice")
+
 register_loss("focal")(FocalLoss(mode="multilabel", gamma=2.0))  # Lin et al. 2017
 # α = 0.3 on false positives, β = 0.7 on false negatives (Salehi et al. 2017)
 register_loss("tversky")(TverskyLoss(mode="multilabel", from_logits=True, alpha=0.3, beta=0.7))
+
+
+class BceDice(nn.Module):
+    """bce · binary cross-entropy + dice · Dice loss, with their gradient in closed form: one pass over the maps each.
+
+    Cross-entropy is the mean over pixels and classes. The Dice loss is 1 - 2 Σ min(p, y) / Σ (p + y) per class over the
+    batch, 0 for a class that the batch lacks, and its mean over the classes: smp's `DiceLoss` for soft labels.
+    Logits of any floating type and either order in memory; sums and the result are float32.
+    """
+
+    def __init__(self, bce: float, dice: float):
+        super().__init__()
+        self.bce, self.dice = bce, dice
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The scalar loss; both (N, classes, H, W), labels in [0, 1]."""
+        return _BceDice.apply(logits, labels, self.bce, self.dice)
+
+
+class _BceDice(torch.autograd.Function):
+    """Both maps are read as a matrix whose rows lie one after the other in memory, block by block.
+
+    In channels_last order a row is a pixel and a column a class; else a row is one class of one image.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, bce: float, dice: float) -> torch.Tensor:
+        shape, by_pixel = logits.shape, _is_channels_last(logits)
+        x, y = _matrix(logits, by_pixel), _matrix(labels, by_pixel)
+        probabilities = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        entropy = torch.zeros((), device=x.device)
+        sums = torch.zeros(3, x.shape[1] if by_pixel else x.shape[0], device=x.device)  # Σ min(p, y), Σ p, Σ y
+        for part in _blocks(x):
+            logit, label = x[part].float(), y[part].float()
+            log_p = F.logsigmoid(logit)
+            p = torch.exp(log_p, out=probabilities[part])
+            entropy += torch.addcmul(logit, logit, label, value=-1).sub_(log_p).sum()
+            for total, maps in zip(sums, (torch.minimum(p, label), p, label), strict=True):
+                if by_pixel:
+                    total += maps.sum(0)
+                else:
+                    total[part] = maps.sum(1)
+        shared, size = (s if by_pixel else s.view(shape[:2]).sum(0) for s in (sums[0], sums[1] + sums[2]))
+        present = ((sums[2] if by_pixel else sums[2].view(shape[:2]).sum(0)) > 0).float()
+        size = size.clamp_min(1e-7)
+        weight = dice / shape[1] * present
+        ctx.save_for_backward(probabilities, y, -2 * weight / size, 2 * weight * shared / size**2)
+        ctx.settings = shape, by_pixel, logits.dtype, bce / x.numel()
+        return bce * entropy / x.numel() + (weight * (1 - 2 * shared / size)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        probabilities, y, of_shared, of_size = ctx.saved_tensors
+        shape, by_pixel, dtype, of_entropy = ctx.settings
+        of_shared, of_size = of_shared * gradient, of_size * gradient
+        if not by_pixel:
+            of_shared, of_size = (of_class.repeat(shape[0])[:, None] for of_class in (of_shared, of_size))
+        made = torch.empty(probabilities.shape, dtype=dtype, device=probabilities.device)
+        for part in _blocks(made):
+            p, label = probabilities[part], y[part].float()
+            rows = slice(None) if by_pixel else part
+            slope = torch.addcmul(of_size[rows], (p < label).float(), of_shared[rows])  # of the Dice loss, by p
+            slope.mul_(torch.addcmul(p, p, p, value=-1))
+            made[part] = slope.add_((p - label).mul_(of_entropy * gradient))
+        made = made.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if by_pixel else made.view(shape)
+        return made, None, None, None
+
+
+def _is_channels_last(maps: torch.Tensor) -> bool:
+    return maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+
+
+def _matrix(maps: torch.Tensor, by_pixel: bool) -> torch.Tensor:
+    maps = maps.detach()
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if by_pixel else maps.reshape(-1, maps[0, 0].numel())
+
+
+def _blocks(matrix: torch.Tensor) -> list[slice]:
+    """Slices of rows; on a GPU all of them at once."""
+    rows = max(BLOCK // matrix.shape[1], 1) if matrix.device.type == "cpu" else len(matrix)
+    return [slice(first, first + rows) for first in range(0, len(matrix), rows)]
+
+
+register_loss("bce")(BceDice(1.0, 0.0))
+register_loss("dice")(BceDice(0.0, 1.0))
+register_loss("bce_dice")(BceDice(1.0, 1.0))
 
 
 @register_loss("lovasz")
@@ -41,10 +131,7 @@ class WeightedSum(nn.Module):
         return sum(weight * loss(logits, labels) for weight, loss in zip(self.weights, self.losses, strict=True))
 
 
-register_loss("bce_dice")(WeightedSum([1.0, 1.0], [build_part("loss", "bce"), build_part("loss", "dice")]))
-
-
-def build_loss(text: str) -> WeightedSum:
+def build_loss(text: str) -> BceDice | WeightedSum:
     """The loss that a text names.
 
     Args:
@@ -64,6 +151,8 @@ def build_loss(text: str) -> WeightedSum:
         weights.append(_positive(weight, text))
         loss = build_part("loss", name)
         losses.append(loss() if inspect.isclass(loss) else loss)
+    if all(isinstance(loss, BceDice) for loss in losses):
+        return BceDice(*(sum(w * getattr(loss, n) for w, loss in zip(weights, losses, strict=True)) for n in TERMS))
     return WeightedSum(weights, losses)
 
 

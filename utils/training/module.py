@@ -15,15 +15,17 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
-from utils.data.loader import FoldData, normalise
+from utils.data.loader import FoldData, dense_labels, normalise
+from utils.device import PRECISIONS, Precision
 from utils.files import replacing
 from utils.masks import upsampling
 from utils.masks.dice import dice_per_class, dice_table, mean_dice
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
+from utils.training.losses import BceDice
 
 RESUME = "resume.ckpt"
-WITHOUT_EFFECT = ("num_workers", "device", "wandb_project", "resumable", "on_epoch")
+WITHOUT_EFFECT = ("num_workers", "device", "wandb_project", "resumable", "on_epoch", "precision_file")
 """Settings that change nothing in the result."""
 
 
@@ -39,10 +41,11 @@ class Settings:
     set to the class prior with `start_from_prior` (see `models.base`). ema_decay: of the averaged weights that are
     validated and saved, warmed up from 0.1 so that short trainings profit; 0 switches averaging off. gradient_clip:
     norm, 0 for none. early_stopping: epochs without a better validation Dice, 0 for never. validate_every: epochs
-    between validations; the last epoch is always validated. precision, device: see `utils.device`. upsample: what is
-    upsampled to full size in validation; the official baseline takes logits, everything else here probabilities.
-    resumable: keep resume.ckpt after each epoch. on_epoch: called with the history, one dictionary per epoch; None
-    prints a line.
+    between validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS`, or "auto" for
+    the fastest here, which is measured once and kept in precision_file ("": precision.json in the training's folder).
+    device: see `utils.device`. upsample: what is upsampled to full size in validation; the official baseline takes
+    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch. on_epoch: called with the
+    history, one dictionary per epoch; None prints a line.
     """
 
     epochs: int = 30
@@ -57,7 +60,8 @@ class Settings:
     validate_every: int = 1
     threshold: float = 0.5
     upsample: str = "probabilities"
-    precision: str = "auto"
+    precision: str = "32-true"
+    precision_file: str | Path = ""
     seed: int = 0
     device: str = "auto"
     num_workers: int = 0
@@ -69,7 +73,7 @@ class Settings:
         """Refuse names that are not known, before any data is read."""
         for name, known in (
             ("upsample", ("probabilities", "logits")),
-            ("precision", ("auto", "32-true", "16-mixed", "bf16-mixed")),
+            ("precision", ("auto", *PRECISIONS)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known are {', '.join(known)}")
@@ -83,6 +87,24 @@ class Settings:
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the result, as JSON values."""
         return {k: v for k, v in asdict(replace(self, on_epoch=None)).items() if k not in WITHOUT_EFFECT}
+
+
+def batch_loss(model: PaddedModel, loss: Loss, batch: dict[str, Any], precision: Precision) -> torch.Tensor:
+    """The scalar loss of a batch of `training_loader` that is on the network's device.
+
+    Raises TrainingError for logits of another shape than the labels.
+    """
+
+    def checked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.shape != labels.shape:
+            raise TrainingError(
+                f"the network gave logits {tuple(logits.shape)} for labels {tuple(labels.shape)}; expected the same "
+                "shape, (N, classes, H, W)"
+            )
+        return loss(logits if isinstance(loss, BceDice) else logits.float(), labels)  # BceDice computes in float32
+
+    image = normalise(batch["image"], model.mean, model.std).contiguous(memory_format=precision.layout)
+    return model.training_loss(image, dense_labels(batch, precision.layout), checked)
 
 
 class TrainingModule(L.LightningModule):
@@ -104,12 +126,15 @@ class TrainingModule(L.LightningModule):
         key: str,
     ):
         super().__init__()
-        self.model, self.loss, self.config, self.key = model, loss, config, key
+        self.precision = Precision(settings.precision)
+        self.model, self.loss, self.config, self.key = self.precision.prepare(model), loss, config, key
         self.parts = {"optimizer": optimizer, "schedule": schedule}
         self.data, self.settings, self.folder = data, settings, folder
         self.names = data.validation["image_name"].tolist()
         self.average = (
-            AveragedModel(model, avg_fn=_ema(settings.ema_decay), use_buffers=True) if settings.ema_decay else None
+            AveragedModel(model, multi_avg_fn=_ema(settings.ema_decay), use_buffers=True)
+            if settings.ema_decay
+            else None
         )
         if self.average is not None:
             self.average.requires_grad_(False)
@@ -128,12 +153,11 @@ class TrainingModule(L.LightningModule):
         if self.current_epoch + 1 == self.settings.epochs:
             self.trainer.check_val_every_n_epoch = 1
 
-    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+    def training_step(self, batch: dict[str, Any], index: int) -> torch.Tensor:
         """The loss of one batch; what torch draws in it (dropout) derives from (seed, epoch, batch)."""
         draw = np.random.SeedSequence((self.settings.seed, self.current_epoch, index))
         torch.manual_seed(int(draw.generate_state(1)[0]))
-        image = normalise(batch["image"], self.config.mean, self.config.std)
-        loss = self.model.training_loss(image, batch["label"].float() / 255, self._loss)
+        loss = batch_loss(self.model, self.loss, batch, self.precision)
         self.losses.append(loss.detach())
         if index % 50 == 49:
             self._mean_loss()  # not every step: reading a value makes a GPU wait
@@ -151,7 +175,8 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         """Full-size Dice of each image: sigmoid at network resolution, bilinear upsampling, threshold."""
-        logits = self.validated_model()(normalise(batch["image"], self.config.mean, self.config.std))
+        image = normalise(batch["image"], self.config.mean, self.config.std)
+        logits = self.validated_model()(image.contiguous(memory_format=self.precision.layout))
         scores, limit = upsampling.to_scores(logits, self.settings.threshold, self.settings.upsample)
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
             entry = self.data.cache.read(self.names[number])
@@ -212,14 +237,6 @@ class TrainingModule(L.LightningModule):
         config = replace(self.config, thresholds=thresholds, epoch=self.current_epoch + 1, score=score)
         save_checkpoint(self.folder / name, self.validated_model(), config)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if logits.shape != labels.shape:
-            raise TrainingError(
-                f"the network gave logits {tuple(logits.shape)} for labels {tuple(labels.shape)}; expected the same "
-                "shape, (N, classes, H, W)"
-            )
-        return self.loss(logits.float(), labels)  # in float32 whatever the precision
-
     def _mean_loss(self) -> float:
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
@@ -255,9 +272,10 @@ def _ema(decay: float) -> Callable:
     Lightning's EMAWeightAveraging has a fixed decay, and keeps its weights where exact resume does not find them.
     """
 
-    def average(averaged: torch.Tensor, current: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        if not averaged.is_floating_point():  # batch norm's counter
-            return current
-        return averaged.lerp(current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+        else:  # batch norm's counters
+            torch._foreach_copy_(averaged, current)
 
     return average
