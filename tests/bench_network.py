@@ -20,6 +20,7 @@ from tests.bench_tools import seconds
 from tests.bench_training import data, warm_cache
 from utils.data.augment import Augmentation, Augmenter
 from utils.data.loader import FoldData, dense_labels, normalise, training_loader
+from utils.device import tune_process
 from utils.files import ROOT, read_json
 from utils.inference.predict import Predictor, Probabilities
 from utils.models import build_model
@@ -64,6 +65,8 @@ DICE = DiceLoss(mode="multilabel", from_logits=True)
 
 def make_step(name: str, way: str, folder: Path):
     """A training step on the next of a few real batches, ours or the plain one."""
+    if way == "ours":
+        tune_process()
     model, real = build(name).train(), batches(5)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     if way == "ours":

@@ -52,12 +52,8 @@ class Precision:
         return torch.channels_last if "channels_last" in self.name else torch.contiguous_format
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Put the network's weights into this order, and the process into the state that this precision is fast in.
-
-        Denormal numbers become zero except in plain float32, whose bits stay what they always were.
-        """
-        keep_memory()
-        torch.set_flush_denormal(self.name != "32-true")
+        """The network with its weights in this order, compiled where the name says so."""
+        tune_process()
         if self.name.endswith(" compile"):
             model.compile()
         return model.to(memory_format=self.layout)
@@ -69,12 +65,15 @@ class Precision:
 
 
 @functools.cache
-def keep_memory() -> None:
-    """Make the C library keep freed memory for the next tensor.
+def tune_process() -> None:
+    """Make this process keep its memory and take denormal numbers for zero; call it before torch starts its threads.
 
-    glibc gives each large tensor back to the system when it is freed and takes zeroed pages again for the next one; in
-    notebook 03 that was 28 % of the machine's time. Other C libraries have no such setting, and nothing happens.
+    glibc gives each large tensor back to the system when it is freed and takes zeroed pages again for the next one,
+    which was 28 % of the machine's time in notebook 03. Other C libraries have no such setting. Processors take many
+    times as long for numbers below 1e-38, which the gradients of a trained network are full of; a thread inherits the
+    setting from the one that starts it, and torch's threads live as long as the process.
     """
+    torch.set_flush_denormal(True)
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
         for option, size in ((trim_threshold, 2**31 - 1), (top_pad, 2**26), (mmap_threshold, 2**30)):

@@ -122,8 +122,11 @@ def dense_labels(batch: dict[str, Any], layout: torch.memory_format = torch.cont
     number = torch.arange(n * classes, device=boxes.device).repeat_interleave(sizes, output_size=len(values))
     within = torch.arange(len(values), device=boxes.device) - (sizes.cumsum(0) - sizes)[number]
     y, x = top[number] + within // columns[number], left[number] + within % columns[number]
-    labels = torch.zeros((n, classes, height, width), device=boxes.device).contiguous(memory_format=layout)
-    labels[number // classes, number % classes, y, x] = values.float() / 255
+    labels = torch.empty((n, classes, height, width), device=boxes.device, memory_format=layout).zero_()
+    image, kind = number // classes, number % classes
+    step = labels.stride()
+    flat = labels.as_strided((labels.numel(),), (1,))
+    flat[image * step[0] + kind * step[1] + y * step[2] + x * step[3]] = values.float() / 255
     return labels
 
 

@@ -18,6 +18,7 @@ from utils.data.competition import read_classes, read_index
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
 from utils.data.loader import FoldData
+from utils.device import tune_process
 from utils.files import Progress, resolve
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
@@ -103,6 +104,7 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
         DataError: for a data folder that can't be used.
         FileNotFoundError: if the parameter `model` names a model without results of `needs`.
     """
+    tune_process()
     load_plugins(parameters.get("plugins", []))
     named_parts(parameters)
     data_dir = ensure_sample(parameters["data_dir"])

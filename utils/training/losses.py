@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from segmentation_models_pytorch.losses import FocalLoss, LovaszLoss, TverskyLoss
 from torch import nn
-from torch.nn import functional as F
 
 from utils.errors import Problems
 from utils.registry import build_part, register_loss
@@ -15,6 +14,7 @@ BLOCK = 2**18
 """Values of a map that are worked on at a time on a CPU: all that is made from them stays in its cache."""
 
 TERMS = ("bce", "dice")
+FACTORS = 64
 
 register_loss("focal")(FocalLoss(mode="multilabel", gamma=2.0))  # Lin et al. 2017
 # α = 0.3 on false positives, β = 0.7 on false negatives (Salehi et al. 2017)
@@ -53,9 +53,8 @@ class _BceDice(torch.autograd.Function):
         sums = torch.zeros(3, x.shape[1] if by_pixel else x.shape[0], device=x.device)  # Σ min(p, y), Σ p, Σ y
         for part in _blocks(x):
             logit, label = x[part].float(), y[part].float()
-            log_p = F.logsigmoid(logit)
-            p = torch.exp(log_p, out=probabilities[part])
-            entropy += torch.addcmul(logit, logit, label, value=-1).sub_(log_p).sum()
+            p = torch.sigmoid(logit, out=probabilities[part])
+            entropy += logit.clamp(min=0).addcmul_(logit, label, value=-1).sum() - _sum_of_logs(torch.maximum(p, 1 - p))
             for total, maps in zip(sums, (torch.minimum(p, label), p, label), strict=True):
                 if by_pixel:
                     total += maps.sum(0)
@@ -85,6 +84,13 @@ class _BceDice(torch.autograd.Function):
             made[part] = slope.add_((p - label).mul_(of_entropy * gradient))
         made = made.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if by_pixel else made.view(shape)
         return made, None, None, None
+
+
+def _sum_of_logs(values: torch.Tensor) -> torch.Tensor:
+    """Σ log of values from 0.5 to 1: one logarithm for each product of FACTORS, which float32 still holds."""
+    values, rest = values.flatten(), values.numel() % FACTORS
+    products = values[: values.numel() - rest].view(FACTORS, -1).prod(0)
+    return products.log().sum() + values[values.numel() - rest :].log().sum()
 
 
 def _is_channels_last(maps: torch.Tensor) -> bool:
