@@ -82,7 +82,8 @@ def make_step(name: str, way: str, folder: Path):
             with precision.autocast(CPU):
                 loss = batch_loss(model, build_loss("bce_dice"), batch, precision)
         else:
-            loss = plain_loss(model(normalise(batch["image"], model.mean, model.std)), dense_labels(batch))
+            image = normalise(batch["image"], model.mean, model.std)
+            loss = model.training_loss(image, dense_labels(batch), plain_loss)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

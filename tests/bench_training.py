@@ -131,7 +131,9 @@ def stored_probabilities() -> list[dict]:
             ours = np.mean([dice_per_class(vote(stores, name), truth[name]).mean() for name in names])
             exact = [dice_per_class(reference.soft_vote(maps[n], (2048, 2048), 0.5), truth[n]).mean() for n in names]
             size = np.mean([stores[0].path(name).stat().st_size for name in names]) / 1000
-            row["note"] = f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB an image and fold model at 512"
+            row["note"] = (
+                f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB per image and fold model at 512"
+            )
             rows.append(row)
         for fold_models in (2, 10):
             command = [sys.executable, "-m", "tests.bench_training", str(stores[0].folder), str(fold_models)]
