@@ -16,6 +16,16 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("here")
 
 
+SLOWEST = ("test_notebooks", "test_own_parts", "test_pipeline", "test_zoo_modern", "test_zoo_classic")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The slowest files first, after pytest-randomly: a worker that gets them last leaves the others idle."""
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A tiny synthetic data set: 6 people to train on, 2 to test, 256 × 256 pixels."""

@@ -120,8 +120,8 @@ def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
 def test_batch_tints_labelled_pixels_by_how_much_of_them_is_in_the_class(channels):
     torch = pytest.importorskip("torch")
     images = torch.full((3, channels, 8, 8), 100, dtype=torch.uint8)
-    labels = torch.zeros((3, 2, 8, 8), dtype=torch.uint8)
-    labels[:, 0, 2:4], labels[:, 0, 4] = 255, 127
+    labels = torch.zeros((3, 2, 8, 8))
+    labels[:, 0, 2:4], labels[:, 0, 4] = 1.0, 0.5
     figure = figures.batch(images, labels, ["Radius", "Ulna"], limit=2)
     assert len(figure.axes) == 2
     drawn = figure.axes[0].images[0].get_array().astype(int)

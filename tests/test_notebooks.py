@@ -1,26 +1,15 @@
 """Every notebook, executed by papermill on a tiny sample, as a person types it."""
 
 import json
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 
+from tests.notebooks import PAPERMILL, QUICK, outputs, papermill, pictures
 from utils.files import ROOT, read_json
 from utils.submission import check
 
-PAPERMILL = Path(sys.executable).with_name("papermill")
-QUICK = {
-    "image_size": 64,
-    "epochs": 1,
-    "n_folds": 3,
-    "architecture": "deeplabv3plus",
-    "encoder": "tu-mobilenetv3_small_050",
-}
 ZOO = {
     "architectures": ["linknet", "deeplabv3plus"],
     "cost_size": 64,
@@ -31,27 +20,6 @@ ZOO = {
 }
 
 
-def papermill(notebook, output, cwd=ROOT, **parameters):
-    """Run `papermill` in a shell's way; the finished process."""
-    given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
-    path = notebook if cwd != ROOT else f"notebooks/{notebook}"
-    command = [PAPERMILL, path, output, "--no-progress-bar", *given]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def outputs(path):
-    """All text that an executed notebook shows."""
-    cells = nbformat.read(path, as_version=4).cells
-    shown = [output for cell in cells for output in cell.get("outputs", [])]
-    return "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/plain", "")) for o in shown)
-
-
-def pictures(path):
-    """Number of pictures in an executed notebook."""
-    cells = nbformat.read(path, as_version=4).cells
-    return sum("image/png" in o.get("data", {}) for cell in cells for o in cell.get("outputs", []))
-
-
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
     """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05 and 06 were executed in turn."""
@@ -59,7 +27,7 @@ def run(sample, tmp_path_factory):
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [
         ("01_eda", {"examples": 2}),
-        ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4}),
+        ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4, "precision": "32-true"}),
         *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1, -1)),
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
@@ -132,28 +100,6 @@ def test_out_of_fold_scores_are_those_of_the_folds(run):
     assert ensemble["models"]["thin"]["oof_dice"] == pytest.approx(mean, abs=1e-9)
 
 
-def test_papermill_inside_notebooks_and_earlier_steps_run_by_themselves(sample, tmp_path):
-    run = tmp_path / "run"
-    finished = papermill(
-        "04_inference_tta.ipynb",
-        tmp_path / "04.ipynb",
-        cwd=ROOT / "notebooks",
-        data_dir=sample,
-        output_dir=run,
-        model="none",
-    )
-    assert finished.returncode != 0 and "no model 'none'" in finished.stderr
-    earlier = papermill(
-        "03_train.ipynb", tmp_path / "03.ipynb", cwd=ROOT / "notebooks", data_dir=sample, output_dir=run, **QUICK
-    )
-    assert earlier.returncode == 0, earlier.stderr[-3000:]
-    finished = papermill(
-        "05_ensemble.ipynb", tmp_path / "05.ipynb", data_dir=sample, output_dir=run, n_folds=3, examples=1
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "running notebooks/04_inference_tta.ipynb first" in outputs(tmp_path / "05.ipynb")
-
-
 @pytest.mark.parametrize(
     ("parameter", "value", "nearest"),
     [
@@ -178,62 +124,3 @@ def test_help_explains_every_parameter():
     for line in declared:
         name, _, help_text = line.partition("#")
         assert name.split(":")[0] in finished.stdout and help_text.strip()[:30] in finished.stdout.replace("\n", " ")
-
-
-OWN_LINES = {
-    "criterion": "lambda logits, labels: ((logits.sigmoid() - labels) ** 2).mean()",
-    "augmenter": '__import__("albumentations").Compose([__import__("albumentations").Rotate((-9, 9))])',
-    "network": "torch.nn.Conv2d(3, len(run.classes), 5, padding=2)",
-}
-
-
-@pytest.mark.parametrize("part", OWN_LINES)
-def test_a_replaced_line_is_trained(sample, tmp_path, part):
-    book = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
-    (cell,) = (cell for cell in book.cells if cell.get("id") == "parts")
-    lines = cell.source.splitlines()
-    (number,) = (i for i, line in enumerate(lines) if line.startswith(f"{part} = "))
-    lines[number] = f"{part} = {OWN_LINES[part]}"
-    cell.source = "\n".join(lines)
-    nbformat.write(book, tmp_path / "own.ipynb")
-    given = {"data_dir": sample, "output_dir": tmp_path / "run", "model": "own", **QUICK}
-    command = [PAPERMILL, tmp_path / "own.ipynb", tmp_path / "out.ipynb", "--no-progress-bar"]
-    command += [text for name, value in given.items() for text in ("-p", name, str(value))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "run" / "03_train" / "own" / "fold0"
-    assert 0 <= read_json(folder / "metrics.json")["val_dice"] <= 1
-    inline = read_json(folder / "best" / "config.json")["architecture"] == ""
-    assert inline == (part == "network")
-    if inline:
-        common = {"data_dir": sample, "output_dir": tmp_path / "run", "n_folds": 3, "model": "own"}
-        refused = papermill("04_inference_tta.ipynb", tmp_path / "04.ipynb", **common)
-        assert refused.returncode and "given inline" in refused.stderr and "@register_model(" in refused.stderr
-
-
-OWN_PROFILE = """
-threads: 1
-parameters: {n_folds: 3, plugins: [notebooks/plugins/example.py]}
-train: {image_size: 64, epochs: 2, loss: bce + 0.5*soft_iou, augmentation: wobble, optimizer: radam, schedule: drops}
-models: {mine: {architecture: small_net, model_options: {width: 8}}}
-predict: {tta: brighter}
-"""
-
-
-def test_the_example_plugin_runs_through_run_all(sample, tmp_path):
-    for name in ("run_all.sh", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("utils", "notebooks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    (tmp_path / "notebooks" / "profiles" / "own.yaml").write_text(OWN_PROFILE)
-    command = ["bash", tmp_path / "run_all.sh", "--profile", "own", "--data", str(sample)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    run = tmp_path / "outputs" / f"own-{sample.name}"
-    config = read_json(run / "03_train" / "mine" / "fold0" / "best" / "config.json")
-    assert (config["architecture"], config["plugin"]) == ("small_net", "notebooks/plugins/example.py")
-    assert check(tmp_path / "submissions" / f"{run.name}.csv", sample) == []
-    loose = {"data_dir": sample, "output_dir": run, "n_folds": 3, "model": "mine", "tta": "none"}
-    refused = papermill("04_inference_tta.ipynb", tmp_path / "04.ipynb", **loose)
-    assert refused.returncode and "-p plugins '[notebooks/plugins/example.py]'" in refused.stderr

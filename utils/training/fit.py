@@ -122,6 +122,10 @@ def fit(
     done = saved_epochs(folder / RESUME, key)
     loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
     loader.sampler.set_epoch(done)  # workers draw the first epoch's order before Lightning says which it is
+    if settings.gradient_clip:  # a fused optimiser would scale float16 gradients back itself, after they are clipped
+        optimizer._step_supports_amp_scaling = False
+        for group in optimizer.param_groups:
+            group["fused"] = False
     module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
     trainer = _trainer(settings, folder, bool(names))
     with warnings.catch_warnings():

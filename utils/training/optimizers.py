@@ -13,19 +13,19 @@ from utils.registry import build_part, register_optimizer, register_schedule
 @register_optimizer("adamw")
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov, Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 @register_optimizer("adam")
 def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam with its weight decay in the gradient, as the official baseline has it."""
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 @register_optimizer("sgd")
 def sgd(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Stochastic gradient descent with Nesterov momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True)
 
 
 @register_schedule("cosine")
