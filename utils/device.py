@@ -132,9 +132,10 @@ def has_bfloat16() -> bool:
 def usable(name: str, device: torch.device) -> Precision:
     """The precision called `name`, or float32 in the same order of maps where this device lacks its half precision."""
     precision = Precision(name)
-    if device.type == "cpu" and not any(known.startswith(precision.lightning) for known in candidates(device)):
-        return Precision(name.replace(precision.lightning, "32-true"))
-    return precision
+    known = {Precision(candidate).lightning for candidate in candidates(device)} | {"32-true"}
+    if precision.lightning in known or (precision.lightning == "16-mixed" and device.type == "cuda"):
+        return precision
+    return Precision(name.replace(precision.lightning, "32-true"))
 
 
 def peak_memory() -> float:

@@ -44,11 +44,11 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: str | Path, device: torch.device, tta: str = "none", precision: str = "auto"):
-        model, self.config = load_checkpoint(checkpoint, device)
+        model, self.config = load_checkpoint(checkpoint)
         self.device, self.tta = device, tta
         self.weights_digest = file_sha256(Path(checkpoint) / WEIGHTS)
         self.precision = usable(self.config.precision if precision == "auto" else precision, device)
-        network = Probabilities(self.precision.prepare(fold_norms(model)))
+        network = Probabilities(self.precision.prepare(fold_norms(model).to(device)))
         transforms = ttach.Compose(build_tta(tta, self.config.image_size, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
 

@@ -1,5 +1,6 @@
 """Train one fold model: Lightning runs the loop; every epoch is validated at full size and can be resumed exactly."""
 
+import copy
 import logging
 import math
 import time
@@ -102,7 +103,8 @@ def fit(
         start_from_prior(model, class_shares(data.cache, data.train["image_name"]))
     augmenter = as_augmenter(augmentation)
     if settings.precision == "auto":
-        sample = training_loader(data, augmenter, settings.batch_size, settings.seed)
+        untouched = replace(data, sampler=copy.deepcopy(data.sampler))
+        sample = training_loader(untouched, augmenter, settings.batch_size, settings.seed)
         shape, file = (settings.batch_size, data.cache.grid[0]), settings.precision_file or folder / "precision.json"
         device = choose_device(settings.device)
         precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
@@ -122,10 +124,10 @@ def fit(
     done = saved_epochs(folder / RESUME, key)
     loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
     loader.sampler.set_epoch(done)  # workers draw the first epoch's order before Lightning says which it is
-    if settings.gradient_clip:  # a fused optimiser would scale float16 gradients back itself, after they are clipped
+    if settings.gradient_clip or isinstance(optimizer, torch.optim.SGD):
+        # Lightning must scale float16 gradients back before they are clipped; and when the first step overflows, which
+        # is usual, torch's fused SGD goes on with momentum that it never wrote
         optimizer._step_supports_amp_scaling = False
-        for group in optimizer.param_groups:
-            group["fused"] = False
     module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
     trainer = _trainer(settings, folder, bool(names))
     with warnings.catch_warnings():
@@ -144,6 +146,7 @@ def fit(
         module.save("best", None)
     (folder / RESUME).unlink(missing_ok=True)
     load_weights(model.cpu(), folder / "best")
+    model._compiled_call_impl = None  # whoever uses it next does so on the CPU
     return Trained(
         score=module.best if names else float("nan"),
         model=model.eval(),

@@ -10,8 +10,8 @@ from torch import nn
 from utils.errors import Problems
 from utils.registry import build_part, register_loss
 
-BLOCK = 2**18
-"""Values of a map that are worked on at a time on a CPU: all that is made from them stays in its cache."""
+BLOCK = {"cpu": 2**18, "cuda": 2**24}
+"""Values of a map that are worked on at a time: on a CPU, all that is made from them stays in its cache."""
 
 TERMS = ("bce", "dice")
 FACTORS = 64
@@ -103,8 +103,8 @@ def _matrix(maps: torch.Tensor, by_pixel: bool) -> torch.Tensor:
 
 
 def _blocks(matrix: torch.Tensor) -> list[slice]:
-    """Slices of rows; on a GPU all of them at once."""
-    rows = max(BLOCK // matrix.shape[1], 1) if matrix.device.type == "cpu" else len(matrix)
+    """Slices of rows."""
+    rows = max(BLOCK.get(matrix.device.type, BLOCK["cuda"]) // matrix.shape[1], 1)
     return [slice(first, first + rows) for first in range(0, len(matrix), rows)]
 
 

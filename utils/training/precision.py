@@ -46,8 +46,8 @@ def choose_precision(
             batch = move_data_to_device(sample(), device)
             seconds = {name: seconds_per_step(model, loss, batch, Precision(name), device) for name in names}
             seconds = {name: value for name, value in seconds.items() if value < float("inf")}
-            fastest = min(seconds, key=seconds.get)
-            chosen = fastest if seconds[fastest] < GAIN * seconds[names[0]] else names[0]
+            plain, fastest = min(seconds, key=names.index, default="32-true"), min(seconds, key=seconds.get, default="")
+            chosen = fastest if fastest and seconds[fastest] < GAIN * seconds[plain] else plain
             found = made_from | {"precision": chosen, "seconds_per_step": seconds}
             write_json(path, found)
     times = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found["seconds_per_step"].items())
@@ -59,21 +59,22 @@ def seconds_per_step(
     model: PaddedModel, loss: Loss, batch: dict[str, Any], precision: Precision, device: torch.device
 ) -> float:
     """Seconds of the fastest of a few training steps of a copy of the network; infinite where it can't compute so."""
-    network = precision.prepare(copy.deepcopy(model).to(device)).train()
-    seconds = []
+    torch.backends.cudnn.benchmark = True  # as in training
+    seconds, finite = [], True
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for _ in range(STEPS):
-            began = time.perf_counter()
-            try:
+        try:
+            network = precision.prepare(copy.deepcopy(model).to(device)).train()
+            for _ in range(STEPS):
+                began = time.perf_counter()
                 with precision.autocast(device):
                     value = batch_loss(network, loss, batch, precision)
                 value.backward()
-            except (RuntimeError, NotImplementedError) as error:  # such as an operation without bfloat16
-                if precision.name == candidates(device)[0]:
-                    raise
-                print(f"{precision.name} does not work with this network: {str(error).splitlines()[0]}")
-                return float("inf")
-            finite = bool(value.isfinite())  # and waits for a GPU
-            network.zero_grad()
-            seconds.append(time.perf_counter() - began)
+                finite = finite and bool(value.isfinite())  # and waits for a GPU
+                network.zero_grad()
+                seconds.append(time.perf_counter() - began)
+        except RuntimeError as error:  # such as an operation without bfloat16
+            if precision.name == "32-true":
+                raise
+            print(f"{precision.name} does not work with this network: {str(error).splitlines()[0]}")
+            return float("inf")
     return min(seconds[1:]) if finite else float("inf")
