@@ -40,7 +40,7 @@ NETWORKS = {
         {"decoder_channels": [64, 48, 32, 24, 16]},
     ),
 }
-TURNS, STEPS, WARM_UP = 3, 8, 3
+TURNS, STEPS, WARM_UP = 2, 8, 3
 KINDS = {"convolutions": "conv", "batch norms": "batch_norm", "upsampling": "upsample", "optimiser": "adam"}
 
 
