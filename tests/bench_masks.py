@@ -14,6 +14,7 @@ from utils import submission
 from utils.data.competition import HAND_BONES
 from utils.files import ROOT
 from utils.masks import rle, upsampling
+from utils.masks.dice import dice_of_masks
 
 SIZE = (2048, 2048)
 AREAS = np.geomspace(3_900, 75_000, len(HAND_BONES))
@@ -82,7 +83,7 @@ def full_size() -> list[dict]:
         ),
         side_by_side(
             "full-size validation of an image",
-            lambda: rle.dice_column(upsampling.encode_masks(logits, SIZE, 0), truth_rles),
+            lambda: dice_of_masks(upsampling.encode_masks(logits, SIZE, 0), truth_rles),
             lambda: reference.validate(logits, truth),
             repeats=9,
             note="logits to Dice of 29 classes, truth in memory on both sides",

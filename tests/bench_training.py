@@ -24,7 +24,7 @@ from utils.device import peak_memory
 from utils.files import ROOT
 from utils.inference import ensemble
 from utils.inference.probabilities import ProbabilityStore
-from utils.masks.dice import dice_per_class
+from utils.masks.dice import dice_of_masks
 from utils.models import build_model
 from utils.pipeline.profile import profile_path, read_profile
 from utils.sample.generator import make_sample
@@ -128,8 +128,8 @@ def stored_probabilities() -> list[dict]:
                 3,
             )
             truth = {name: warm_cache(512).read(name).truth for name in names}
-            ours = np.mean([dice_per_class(vote(stores, name), truth[name]).mean() for name in names])
-            exact = [dice_per_class(reference.soft_vote(maps[n], (2048, 2048), 0.5), truth[n]).mean() for n in names]
+            ours = np.mean([dice_of_masks(vote(stores, name), truth[name]).mean() for name in names])
+            exact = [dice_of_masks(reference.soft_vote(maps[n], (2048, 2048), 0.5), truth[n]).mean() for n in names]
             size = np.mean([stores[0].path(name).stat().st_size for name in names]) / 1000
             row["note"] = (
                 f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB per image and fold model at 512"

@@ -15,7 +15,7 @@ from utils.inference.predict import Predictor
 from utils.inference.probabilities import LEVELS, ProbabilityStore
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
-from utils.masks.dice import dice_per_class, mean_dice
+from utils.masks.dice import dice_of_masks, mean_dice
 from utils.masks.rle import decode
 from utils.registry import list_parts
 
@@ -124,7 +124,7 @@ def test_quantisation_hardly_changes_the_dice(tmp_path):
             store.write(f"{number}-{of}", probabilities, (256, 256))
         exact = upsampling.encode_masks(np.mean(maps, axis=0, dtype=np.float32), (256, 256), 0.5)
         voted = ensemble.soft_vote([store.read(f"{number}-{of}") for of in range(2)], [1, 1], 0.5)
-        differences.append(dice_per_class(voted, encoded).mean() - dice_per_class(exact, encoded).mean())
+        differences.append(dice_of_masks(voted, encoded).mean() - dice_of_masks(exact, encoded).mean())
     assert abs(np.mean(differences)) < 1e-4
 
 

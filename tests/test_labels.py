@@ -8,7 +8,7 @@ from utils.data.augment import affine, flip, transform_matrix
 from utils.data.cache import make_entry
 from utils.data.competition import HAND_BONES, read_annotation, read_index
 from utils.masks import upsampling
-from utils.masks.dice import dice_per_class
+from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw
 from utils.masks.rle import encode
 from utils.masks.sparse import SparseMaps
@@ -25,7 +25,7 @@ def rows(tmp_path_factory):
 
 def kept(label, size, truth):
     """Mean Dice of a label uint8 (classes, h, w), upsampled and cut at one half, against the true masks."""
-    return dice_per_class(upsampling.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
+    return dice_of_masks(upsampling.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
 
 
 @pytest.mark.parametrize(("side", "goal"), [(256, 0.990), (512, 0.995), (1024, 0.998)])

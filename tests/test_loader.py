@@ -24,7 +24,7 @@ from utils.data.cache import Cache, make_entry
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
 from utils.data.loader import EpochSampler, FoldData, dense_labels, plain_loader, training_loader
 from utils.masks import rle, upsampling
-from utils.masks.dice import dice_per_class
+from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw
 from utils.masks.sparse import SparseMaps
 
@@ -93,7 +93,7 @@ def test_labels_by_coverage_come_back_to_full_size_better_than_by_nearest(sample
 
     def kept(source, name):
         entry = source.read(name)
-        return dice_per_class(
+        return dice_of_masks(
             upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth
         )
 

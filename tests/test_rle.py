@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests import reference
 from utils.masks import digits, rle
+from utils.masks.dice import dice_of_masks
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -54,7 +55,7 @@ def test_columns_equal_pixels(rows: list[list[np.ndarray]], min_votes: int) -> N
     columns = [[rle.encode(mask) for mask in column] for column in zip(*rows, strict=True)]
     assert rle.vote_column(columns, min_votes) == [reference.encode(sum(map(np.int64, r)) >= min_votes) for r in rows]
     expected = [float(reference.dice(a, b)) for a, b, _ in rows]
-    assert rle.dice_column(*columns[:2]).tolist() == pytest.approx(expected, rel=1e-6)
+    assert dice_of_masks(*columns[:2]).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 @given(
@@ -94,7 +95,7 @@ def test_a_full_size_mask_round_trips() -> None:
 def test_every_spelling_of_an_empty_mask(empty: object) -> None:
     assert not rle.decode(empty, (2, 3)).any()
     assert rle.vote_column([[empty], ["1 2"], ["2 2"]], 2) == ["2 1"]
-    assert rle.dice_column([empty, empty, "1 1"], ["", "2 3", "1 1"]).tolist() == pytest.approx([1, 1e-4 / 3.0001, 1])
+    assert dice_of_masks([empty, empty, "1 1"], ["", "2 3", "1 1"]).tolist() == pytest.approx([1, 1e-4 / 3.0001, 1])
 
 
 def test_touching_runs_are_merged() -> None:
@@ -129,7 +130,7 @@ def test_malformed_text_is_refused_and_says_why(text: object) -> None:
     assert wrong == [1]
     assert row.tolist() == [0, 3]
     with pytest.raises(ValueError, match=f"mask 1: .*{BAD[text]}"):
-        rle.dice_column(column, column)
+        dice_of_masks(column, column)
 
 
 def test_several_malformed_masks_are_found_together() -> None:

@@ -24,6 +24,7 @@ from utils.data.competition import DataError, read_classes, read_index
 from utils.errors import nearest
 from utils.files import write_text
 from utils.masks import rle
+from utils.masks.dice import dice_of_masks
 
 COLUMNS = ["image_name", "class", "rle"]
 KEY = ["image_name", "class"]
@@ -119,7 +120,7 @@ def score(
         for name, table in tables:
             problems = _row_problems(table, expected, ordered=False) + _rle_problems(table, expected)
             _refuse(f"{name}: does not fit {data_dir}", problems)
-    return tables[0][1][KEY].assign(dice=_on_masks(rle.dice_column, tables)).reset_index(drop=True)
+    return tables[0][1][KEY].assign(dice=_on_masks(dice_of_masks, tables)).reset_index(drop=True)
 
 
 def vote(paths: Sequence[str | Path], min_votes: int | None = None) -> pd.DataFrame:
@@ -143,7 +144,7 @@ def compare(path_a: str | Path, path_b: str | Path) -> pd.DataFrame:
     """
     (_, a), (_, b) = tables = _aligned([path_a, path_b])
     identical = a["rle"].to_numpy() == b["rle"].to_numpy()
-    return a[KEY].assign(dice=_on_masks(rle.dice_column, tables), identical=identical).reset_index(drop=True)
+    return a[KEY].assign(dice=_on_masks(dice_of_masks, tables), identical=identical).reset_index(drop=True)
 
 
 def _row_problems(frame: pd.DataFrame, expected: pd.DataFrame, ordered: bool = True) -> list[str]:

@@ -96,7 +96,7 @@ def stack(samples: list[dict]) -> dict[str, Any]:
     """Stack samples into a batch; if some images are coloured, the grey ones get three equal channels.
 
     Labels stay sparse until they are on the device, where `dense_labels` pastes them: `boxes` int64 (N, classes, 4) and
-    `values` uint8 (n,), as in SparseMaps. Whole maps of 29 classes as float32 would be a hundred times the bytes.
+    `values` uint8 (n,), as in SparseMaps. Whole float32 maps of 29 classes would be some hundred times the bytes.
     """
     batch: dict[str, Any] = {}
     for key, first in samples[0].items():

@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.data.cache import RESAMPLE, make_entry
 from utils.masks import upsampling
-from utils.masks.dice import dice_per_class
+from utils.masks.dice import dice_of_masks
 
 
 def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int]) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int
     def kept(row: tuple, side: int, way: str) -> float:
         entry = make_entry(row.image, row.annotation, classes, (side, side), way)
         masks = upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5)
-        return dice_per_class(masks, entry.truth).mean()
+        return dice_of_masks(masks, entry.truth).mean()
 
     rows = {
         side: {way: np.mean([kept(row, side, way) for row in images.itertuples()]) for way in RESAMPLE}

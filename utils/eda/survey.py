@@ -13,8 +13,8 @@ from utils.data.cache import read_image
 from utils.data.competition import read_annotation
 from utils.data.folds import BENT_DEGREES, wrist_angle
 from utils.files import cores
+from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
-from utils.masks.rle import dice_of_areas
 
 THUMB, LITTLE = "finger-1", "finger-16"
 """A right hand has its thumb on the image's left: mean x of finger-1 < mean x of finger-16."""

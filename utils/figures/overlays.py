@@ -20,7 +20,7 @@ from utils.data.cache import make_entry
 from utils.eda.survey import Survey
 from utils.figures.style import INK, SOFT, WIDTH, NotebookFigure, class_colours, new_figure
 from utils.masks import rle
-from utils.masks.dice import dice_per_class
+from utils.masks.dice import dice_of_masks
 from utils.masks.labels import coverage
 
 Size = tuple[int, int]
@@ -104,7 +104,7 @@ def errors(
 
     image: uint8 (h, w) or (h, w, 3), of any resolution; truth, predicted: full-size RLE, one per class; size: (H, W).
     """
-    dice = dice_per_class(list(predicted), list(truth))
+    dice = dice_of_masks(list(predicted), list(truth))
     worst = int(dice.argmin())
     figure, axes = new_figure(WIDTH, 0.45 * WIDTH * min(size[0] / size[1], 1.4) + 0.7, 1, 2)
     grid = (min(size[0], 1024), min(size[1], 1024))

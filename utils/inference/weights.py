@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.data.cache import Cache
 from utils.inference.ensemble import FoldModel, vote_images
-from utils.masks.dice import dice_per_class, dice_table, mean_dice
+from utils.masks.dice import dice_of_masks, dice_table, mean_dice
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 """The thresholds that `choose_thresholds` tries."""
@@ -33,7 +33,7 @@ def out_of_fold_dice(
 ) -> pd.DataFrame:
     """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
     votes = vote_images(fold_models, images, "oof", weights, threshold, images)
-    return dice_table({name: dice_per_class(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
+    return dice_table({name: dice_of_masks(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
 
 
 @dataclass(frozen=True)

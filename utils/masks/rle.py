@@ -1,4 +1,4 @@
-"""Read, write, compare and vote on masks as run-length strings (RLE), by intervals instead of pixels.
+"""Read, write and vote on masks as run-length strings (RLE), and count what they share, without their pixels.
 
 The competition's RLE lists the runs of a mask, row by row, as "start length start length …", the first pixel being 1.
 An empty mask is "", an empty field in a CSV, which pandas reads as NaN; NaN and None are accepted as empty, too.
@@ -194,25 +194,6 @@ def difference(rle_a: str | float | None, rle_b: str | float | None) -> str:
     return to_string(*majority([a[0], starts[keep]], [a[1], ends[keep]], 2))
 
 
-def dice_of_areas(intersection: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
-    """The competition's Dice, (2·|A∩B| + 1e-4) / (|A| + |B| + 1e-4), from areas in pixels (any shape).
-
-    Between 0 and 1; 1 where both masks are empty.
-    """
-    return (2 * intersection + 1e-4) / (area_a + area_b + 1e-4)
-
-
-def dice_column(rles_a: Sequence[str | float | None], rles_b: Sequence[str | float | None]) -> np.ndarray:
-    """The Dice (`dice_of_areas`) of many pairs of masks at once, float64 (pairs,).
-
-    Raises ValueError for the first malformed mask, with its number, counted from 0.
-    """
-    ((starts_a, ends_a, row_a), (starts_b, ends_b, row_b)), _ = _on_one_axis([rles_a, rles_b])
-    shared = overlap((starts_a, ends_a), (starts_b, ends_b))
-    pixels = ((row_a, shared), (row_a, ends_a - starts_a), (row_b, ends_b - starts_b))
-    return dice_of_areas(*(np.bincount(row, counts, len(rles_a)) for row, counts in pixels))
-
-
 def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
     """Vote on many masks at once: for each position, the pixels that at least `min_votes` of the columns set.
 
@@ -221,7 +202,7 @@ def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int)
     """
 
     def chunk(first: int) -> list[str]:
-        parsed, stride = _on_one_axis([column[first : first + ROWS_AT_A_TIME] for column in columns], first)
+        parsed, stride = on_one_axis([column[first : first + ROWS_AT_A_TIME] for column in columns], first)
         starts, ends = majority([starts for starts, _, _ in parsed], [ends for _, ends, _ in parsed], min_votes)
         offsets = np.arange(min(ROWS_AT_A_TIME, len(columns[0]) - first)) * stride
         cuts = [*np.searchsorted(starts, offsets).tolist(), len(starts)]
@@ -271,15 +252,7 @@ def check_mask(mask: np.ndarray) -> None:
         raise ValueError(f"expected a bool (H, W) array, found {found}; threshold scores first (scores > 0.5)")
 
 
-def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bool (H, W) with the intervals set."""
-    mask = np.zeros(size[0] * size[1], dtype=bool)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        mask[start:end] = True
-    return mask.reshape(size)
-
-
-def _on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0) -> tuple[list[list[np.ndarray]], int]:
+def on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0) -> tuple[list[list[np.ndarray]], int]:
     """(starts, ends, row) of each column, the i-th mask moved by i · stride, so that masks do not overlap; and stride.
 
     Raises ValueError for a malformed mask, with its number counted from `first`.
@@ -295,6 +268,14 @@ def _on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0
         starts += row * stride
         ends += row * stride
     return parsed, stride
+
+
+def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bool (H, W) with the intervals set."""
+    mask = np.zeros(size[0] * size[1], dtype=bool)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        mask[start:end] = True
+    return mask.reshape(size)
 
 
 def _is_empty(rle: object) -> bool:

@@ -13,8 +13,8 @@ from utils.registry import build_part, register_loss
 BLOCK = {"cpu": 2**18, "cuda": 2**24}
 """Values of a map that are worked on at a time: on a CPU, all that is made from them stays in its cache."""
 
-TERMS = ("bce", "dice")
 FACTORS = 64
+"""Numbers from 0.5 to 1 whose product float32 holds: at least 2⁻⁶⁴."""
 
 register_loss("focal")(FocalLoss(mode="multilabel", gamma=2.0))  # Lin et al. 2017
 # α = 0.3 on false positives, β = 0.7 on false negatives (Salehi et al. 2017)
@@ -87,7 +87,7 @@ class _BceDice(torch.autograd.Function):
 
 
 def _sum_of_logs(values: torch.Tensor) -> torch.Tensor:
-    """Σ log of values from 0.5 to 1: one logarithm for each product of FACTORS, which float32 still holds."""
+    """Σ log of values from 0.5 to 1, with one logarithm for each product of FACTORS of them."""
     values, rest = values.flatten(), values.numel() % FACTORS
     products = values[: values.numel() - rest].view(FACTORS, -1).prod(0)
     return products.log().sum() + values[values.numel() - rest :].log().sum()
@@ -157,9 +157,10 @@ def build_loss(text: str) -> BceDice | WeightedSum:
         weights.append(_positive(weight, text))
         loss = build_part("loss", name)
         losses.append(loss() if inspect.isclass(loss) else loss)
-    if all(isinstance(loss, BceDice) for loss in losses):
-        return BceDice(*(sum(w * getattr(loss, n) for w, loss in zip(weights, losses, strict=True)) for n in TERMS))
-    return WeightedSum(weights, losses)
+    if not all(isinstance(loss, BceDice) for loss in losses):
+        return WeightedSum(weights, losses)
+    terms = list(zip(weights, losses, strict=True))
+    return BceDice(sum(w * loss.bce for w, loss in terms), sum(w * loss.dice for w, loss in terms))
 
 
 def _positive(weight: str, text: str) -> float:

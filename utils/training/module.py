@@ -19,7 +19,7 @@ from utils.data.loader import FoldData, dense_labels, normalise
 from utils.device import PRECISIONS, Precision
 from utils.files import replacing
 from utils.masks import upsampling
-from utils.masks.dice import dice_per_class, dice_table, mean_dice
+from utils.masks.dice import dice_of_masks, dice_table, mean_dice
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
 from utils.training.losses import BceDice
@@ -181,7 +181,7 @@ class TrainingModule(L.LightningModule):
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
             entry = self.data.cache.read(self.names[number])
             masks = upsampling.encode_masks(maps, entry.size, limit)
-            self.rows[self.names[number]] = dice_per_class(masks, entry.truth)
+            self.rows[self.names[number]] = dice_of_masks(masks, entry.truth)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights with their scores."""

@@ -19,7 +19,7 @@ from torch import nn
 from utils.files import ROOT, shown
 
 LIBRARIES = (str(ROOT / "utils"), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
-OWN_TO_TORCH = frozenset(vars(nn.Module()))
+OWN_TO_TORCH = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
 class NoSourceError(Exception):
