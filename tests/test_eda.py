@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import figures
+from utils.analysis import statistics, survey
+from utils.analysis.label_check import suspicious
 from utils.data.competition import HAND_BONES, read_index
 from utils.data.folds import assign_folds
-from utils.eda import statistics, survey
-from utils.eda.label_check import suspicious
 from utils.masks.dice import dice_of_masks
 from utils.masks.rle import encode
 from utils.sample.generator import make_sample

@@ -1,13 +1,13 @@
-"""Draw the figures of the exploratory notebook from the tables of `utils.eda.statistics`."""
+"""Draw the figures of the exploratory notebook from the tables of `utils.analysis.statistics`."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from utils.analysis import statistics
+from utils.analysis.survey import BINS, Survey
 from utils.data.folds import BENT_DEGREES
-from utils.eda import statistics
-from utils.eda.survey import BINS, Survey
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
 
 SPLITS = {"train": PALETTE[5], "test": PALETTE[0]}
@@ -73,7 +73,7 @@ def argmax_losses(found: Survey, least: float = 0.001) -> Figure:
 def body(sizes: pd.DataFrame) -> Figure:
     """Hand size against height, weight and age with a fitted line and Pearson's r; one point per row of `sizes`.
 
-    `sizes`: the table of `utils.eda.statistics.bone_sizes`, one row per person.
+    `sizes`: the table of `utils.analysis.statistics.bone_sizes`, one row per person.
     """
     titles = {"height_cm": "height (cm)", "weight_kg": "weight (kg)", "age": "age (years)"}
     shown, r = [c for c in titles if c in sizes], statistics.correlations(sizes)

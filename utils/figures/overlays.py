@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 
+from utils.analysis.survey import Survey
 from utils.data.cache import make_entry
-from utils.eda.survey import Survey
 from utils.figures.style import INK, SOFT, WIDTH, NotebookFigure, class_colours, new_figure
 from utils.masks import rle
 from utils.masks.dice import dice_of_masks

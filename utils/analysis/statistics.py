@@ -1,9 +1,9 @@
-"""Compute the statistics of the exploratory notebook from the tables of a survey (`utils.eda.survey`)."""
+"""Compute the statistics of the exploratory notebook from the tables of a survey (`utils.analysis.survey`)."""
 
 import numpy as np
 import pandas as pd
 
-from utils.eda.survey import Survey
+from utils.analysis.survey import Survey
 
 
 def class_statistics(found: Survey) -> pd.DataFrame:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from utils.eda.statistics import overlap_table
-from utils.eda.survey import Survey
+from utils.analysis.statistics import overlap_table
+from utils.analysis.survey import Survey
 
 COLUMNS = ["image_name", "ID", "class", "reason", "score"]
 KEY = ["image_name", "class"]
