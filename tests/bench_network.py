@@ -18,7 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.bench_tools import seconds
 from tests.bench_training import data, warm_cache
-from utils.data.augment import Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import Augmentation
 from utils.data.loader import FoldData, dense_labels, normalise, training_loader
 from utils.device import tune_process
 from utils.files import ROOT, read_json

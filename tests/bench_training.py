@@ -16,7 +16,8 @@ import torch
 
 from tests import reference
 from tests.bench_tools import seconds, side_by_side
-from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_annotation, read_classes, read_index
 from utils.data.loader import FoldData, dense_labels, normalise, training_loader

@@ -21,7 +21,8 @@ from lightning.fabric.utilities import move_data_to_device
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.bench_training import endless
-from utils.data.augment import Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.loader import FoldData, training_loader

@@ -2,7 +2,8 @@
 
 import torch
 
-from utils.data.augment import Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.loader import FoldData

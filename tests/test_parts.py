@@ -15,7 +15,8 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 import utils.pipeline.open_run  # noqa: F401  (registers the built-in parts)
 from tests.small import fit, same, small_data, weights
 from utils import registry
-from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter, as_augmenter, build_augmentation
+from utils.data.augment import Augmenter, as_augmenter, build_augmentation
+from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.flip import FlipRule, flip_rule
 from utils.data.loader import FoldData
 from utils.errors import Problems

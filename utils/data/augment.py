@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import albumentations as A
 import cv2
 import numpy as np
 
+from utils.data.augmentation import Augmentation, changed
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.errors import Problems
 from utils.masks.sparse import SparseMaps
@@ -15,38 +16,6 @@ from utils.registry import build_part, register_augmentation
 
 ELASTIC_GRID = 6
 """Control points of the elastic field along each side; so few that a bend is as wide as a palm, not as a bone."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is changed at random and by how much; 0 switches a change off.
-
-    hflip, clahe, autocontrast, elastic: probabilities, 0 to 1. rotate: largest angle, degrees in both directions.
-    scale: largest change of size, as a fraction. shift: largest shift, as a fraction of the image side. brightness,
-    contrast: largest change, as a fraction. elastic_shift: standard deviation of the elastic field, as a fraction of
-    the image side. There are no vertical flips and no fixed rotations by 90°, which lower the Dice.
-    """
-
-    hflip: float = 0.5
-    rotate: float = 15.0
-    scale: float = 0.1
-    shift: float = 0.05
-    brightness: float = 0.2
-    contrast: float = 0.2
-    clahe: float = 0.0
-    autocontrast: float = 0.0
-    elastic: float = 0.0
-    elastic_shift: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for probabilities outside [0, 1] and for amounts that would leave no hand in the image."""
-        most = {"rotate": 180, "scale": 0.9, "shift": 0.5, "elastic_shift": 0.2}
-        for name, value in asdict(self).items():
-            if not 0 <= value <= most.get(name, 1):
-                raise ValueError(f"{name} must be from 0 to {most.get(name, 1)}, found {value}")
-
-
-NO_AUGMENTATION = Augmentation(hflip=0, rotate=0, scale=0, shift=0, brightness=0, contrast=0)
 
 
 class Augmenter:
@@ -138,9 +107,9 @@ def build_augmentation(
     """
     if name == "default":
         return build_part("augmentation", name, image_size, numbers, rule)
-    unused = [f"{k} = {v}" for k, v in asdict(numbers).items() if v != getattr(Augmentation, k)]
-    if unused:
-        raise Problems(f"augmentation {name!r} replaces the default one and ignores these; leave them out", unused)
+    if unused := changed(numbers):
+        title = f"augmentation {name!r} replaces the default one and ignores these in augment; leave them out"
+        raise Problems(title, unused)
     return build_part("augmentation", name, image_size)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from utils.data.augmentation import read_augmentation
 from utils.errors import Problems, unknown
 from utils.files import ROOT, shown
 from utils.params import Parameter, ParameterError, check_values, declared
@@ -133,7 +134,7 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
         given = {k: v for k, v in profile.parameters.items() if k in notebook}
         for title, values in where.items():
             problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
-            problems += [f"{title}: {p}" for p in check_values(notebook, values)[1]]
+            problems += [f"{title}: {p}" for p in [*check_values(notebook, values)[1], *_nested(values)]]
             given |= values
         lacking = [k for k in own if k not in notebook] if notebook else []
         problems += [f"notebooks/{NOTEBOOKS[section]}.ipynb does not declare {k}, which a run needs" for k in lacking]
@@ -143,6 +144,15 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     if problems:
         raise ProfileError(path, problems)
     return [step for _, _, step, _ in plan]
+
+
+def _nested(values: Section) -> list[str]:
+    """What is wrong inside the dictionary `augment`, whose names a notebook does not declare one by one."""
+    try:
+        read_augmentation(values["augment"] if isinstance(values.get("augment"), dict) else {})
+    except Problems as error:
+        return error.problems
+    return []
 
 
 def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.data.augment import NO_AUGMENTATION, Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.loader import FoldData, normalise, plain_loader
 from utils.device import peak_memory
