@@ -1,7 +1,7 @@
 """Augment training samples: geometry and grey values of image and labels, or any albumentations Compose."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import albumentations as A
@@ -10,25 +10,29 @@ import numpy as np
 
 from utils.data.augmentation import Augmentation, changed
 from utils.data.flip import ANY_FLIP, FlipRule
+from utils.data.mixing import cut_mix, paste_bones
+from utils.data.warping import affine, draw_field, flip, transform_matrix, warp
+from utils.data.wrist import draw_bend, find_wrist
 from utils.errors import Problems
-from utils.masks.sparse import SparseMaps
+from utils.masks.sparse import Patches, SparseMaps
 from utils.registry import build_part, register_augmentation
-
-ELASTIC_GRID = 6
-"""Control points of the elastic field along each side; so few that a bend is as wide as a palm, not as a bone."""
 
 
 class Augmenter:
     """Applies an `Augmentation`; all random numbers derive from the generator that each call gets.
 
-    rule: whether hands may be flipped at all, and which classes a flip swaps.
+    rule: whether hands may be flipped at all, and which classes a flip swaps. classes: their names, by which the wrist
+    is found.
     """
 
-    def __init__(self, settings: Augmentation, rule: FlipRule = ANY_FLIP):
+    def __init__(self, settings: Augmentation, rule: FlipRule = ANY_FLIP, classes: Sequence[str] = ()):
         self.settings, self.rule = settings if rule.allowed else replace(settings, hflip=0.0), rule
+        self.classes = list(classes)
         parts = []
         if settings.brightness or settings.contrast:
             parts.append(A.RandomBrightnessContrast(settings.brightness, settings.contrast, p=1.0))
+        if settings.gamma:
+            parts.append(A.RandomGamma((100 * (1 - settings.gamma), 100 * (1 + settings.gamma)), p=1.0))
         if settings.autocontrast:
             parts.append(A.AutoContrast(method="pil", p=settings.autocontrast))
         if settings.clahe:
@@ -37,23 +41,43 @@ class Augmenter:
             warnings.simplefilter("error")  # albumentations only warns about arguments it does not know
             self.grey_values = A.Compose(parts) if parts else None
 
-    def __call__(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, SparseMaps]:
-        """The augmented image, uint8 (h, w[, 3]), and its soft labels."""
+    def __call__(
+        self,
+        image: np.ndarray,
+        label: SparseMaps,
+        rng: np.random.Generator,
+        other: Callable[[], tuple[np.ndarray, SparseMaps]] | None = None,
+    ) -> tuple[np.ndarray, SparseMaps]:
+        """The augmented image, uint8 (h, w[, 3]), and its soft labels.
+
+        other: gives another training image with its labels; without it, nothing is mixed.
+        """
         settings = self.settings
-        patches = label.patches()
-        if rng.random() < settings.hflip:
-            image, patches = flip(image, patches)
-            patches = [patches[number] for number in self.rule.order] or patches
-        matrix = self._draw_matrix(image.shape[:2], rng)
-        field = draw_field(image.shape[:2], settings.elastic_shift, rng) if rng.random() < settings.elastic else None
-        if field is not None:
-            image, patches = warp(image, patches, matrix, field)
-        elif not np.array_equal(matrix, np.eye(2, 3)):
-            image, patches = affine(image, patches, matrix)
+        image, patches = self._move(image, label, rng)
+        if other and settings.copy_paste and rng.random() < settings.copy_paste:
+            donor, bones = other()
+            image, patches = paste_bones(image, patches, donor, bones.patches(), rng)
+        if other and settings.cutmix and rng.random() < settings.cutmix:
+            image, patches = cut_mix(image, patches, *self._move(*other(), rng), rng)
         if self.grey_values is not None:
             self.grey_values.set_random_seed(int(rng.integers(2**32)))
             image = self.grey_values(image=image.copy())["image"]  # AutoContrast writes into a grey input
         return np.ascontiguousarray(image), SparseMaps.from_patches(image.shape[:2], patches)
+
+    def _move(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, Patches]:
+        """Flip, then all other changes of geometry in one resampling."""
+        settings, grid = self.settings, image.shape[:2]
+        patches = label.patches()
+        if rng.random() < settings.hflip:
+            image, patches = flip(image, patches)
+            patches = [patches[number] for number in self.rule.order] or patches
+        matrix = self._draw_matrix(grid, rng)
+        field = draw_field(grid, settings.elastic_shift, rng) if rng.random() < settings.elastic else None
+        wrist = find_wrist(patches, self.classes) if settings.wrist_bend else None
+        bend = draw_bend(wrist, settings.wrist_bend, rng) if wrist else None
+        if field is not None or bend:
+            return warp(image, patches, matrix, field, bend)
+        return (image, patches) if np.array_equal(matrix, np.eye(2, 3)) else affine(image, patches, matrix)
 
     def _draw_matrix(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Rotation and scale about the centre, then a shift: float64 (2, 3) from old to new pixel coordinates."""
@@ -89,25 +113,26 @@ class ComposeAugmenter:
 
 
 @register_augmentation("default")
-def default(image_size: int, numbers: Augmentation, rule: FlipRule) -> Augmenter:
-    """The built-in augmentation: geometry and grey values, changed as much as `numbers` say."""
-    return Augmenter(numbers, rule)
+def default(image_size: int, amounts: Augmentation, rule: FlipRule, classes: Sequence[str]) -> Augmenter:
+    """The built-in augmentation: geometry and grey values, changed as much as `amounts` say."""
+    return Augmenter(amounts, rule, classes)
 
 
 def build_augmentation(
     name: str,
     image_size: int,
-    numbers: Augmentation,
+    amounts: Augmentation,
     rule: FlipRule = ANY_FLIP,
+    classes: Sequence[str] = (),
 ) -> Augmenter | A.Compose:
-    """The augmentation `name`: "default", which follows `numbers` and `rule`, or one that a plugin registered.
+    """The augmentation `name`: "default", which follows the other arguments, or one that a plugin registered.
 
-    Raises UnknownPart for an unknown name, and Problems if `numbers` are changed while a plugin's augmentation, which
+    Raises UnknownPart for an unknown name, and Problems if `amounts` are changed while a plugin's augmentation, which
     would ignore them, is chosen.
     """
     if name == "default":
-        return build_part("augmentation", name, image_size, numbers, rule)
-    if unused := changed(numbers):
+        return build_part("augmentation", name, image_size, amounts, rule, classes)
+    if unused := changed(amounts):
         title = f"augmentation {name!r} replaces the default one and ignores these in augment; leave them out"
         raise Problems(title, unused)
     return build_part("augmentation", name, image_size)
@@ -116,84 +141,3 @@ def build_augmentation(
 def as_augmenter(augmentation: Augmenter | A.Compose) -> Callable:
     """What the loader calls with (image, label, rng): a Compose is wrapped, anything else is returned unchanged."""
     return ComposeAugmenter(augmentation) if isinstance(augmentation, A.BaseCompose) else augmentation
-
-
-Patches = list[tuple[np.ndarray, tuple[int, int]]]
-
-
-def transform_matrix(grid: tuple[int, int], angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
-    """Turn by `angle` degrees (counter-clockwise on screen) and scale about the centre of `grid` (h, w), then move by
-    `shift` (x, y) pixels: float64 (2, 3) mapping old to new pixel-centre coordinates."""
-    matrix = cv2.getRotationMatrix2D(((grid[1] - 1) / 2, (grid[0] - 1) / 2), angle, scale)
-    matrix[:, 2] += shift
-    return matrix
-
-
-def flip(image: np.ndarray, patches: Patches) -> tuple[np.ndarray, Patches]:
-    """Mirror left to right, without interpolation."""
-    width = image.shape[1]
-    return image[:, ::-1], [(p[:, ::-1], (top, width - left - p.shape[1])) for p, (top, left) in patches]
-
-
-def affine(image: np.ndarray, patches: Patches, matrix: np.ndarray) -> tuple[np.ndarray, Patches]:
-    """Apply a matrix of `transform_matrix` with bilinear interpolation; outside the image all is black and unlabelled.
-
-    Each class is transformed only inside the box around its transformed corners, so 29 classes take little more time
-    than the image. OpenCV rounds source positions to 1/32 pixel.
-    """
-    grid = image.shape[:2]
-    moved = cv2.warpAffine(np.ascontiguousarray(image), matrix, grid[::-1], flags=cv2.INTER_LINEAR)
-    return moved, [_affine_patch(patch, corner, matrix, grid) for patch, corner in patches]
-
-
-def _affine_patch(patch: np.ndarray, corner: tuple[int, int], matrix: np.ndarray, grid: tuple[int, int]):
-    if patch.size == 0:
-        return patch, (0, 0)
-    (top, left), (height, width) = corner, patch.shape
-    corners = np.array([(x, y, 1.0) for x in (left - 1, left + width) for y in (top - 1, top + height)])
-    reached = corners @ matrix.T
-    new_left, new_top = np.clip(np.floor(reached.min(0)).astype(int), 0, (grid[1], grid[0]))
-    new_right, new_bottom = np.clip(np.ceil(reached.max(0)).astype(int) + 1, 0, (grid[1], grid[0]))
-    if new_right <= new_left or new_bottom <= new_top:
-        return patch[:0, :0], (0, 0)
-    local = matrix.copy()
-    local[:, 2] += matrix[:, :2] @ (left, top) - (new_left, new_top)
-    size = (int(new_right - new_left), int(new_bottom - new_top))
-    moved = cv2.warpAffine(np.ascontiguousarray(patch), local, size, flags=cv2.INTER_LINEAR)
-    return moved, (int(new_top), int(new_left))
-
-
-def draw_field(grid: tuple[int, int], amount: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random displacement, float32 (h, w, 2), in pixels (x, y).
-
-    Its standard deviation at the control points is `amount` times the shorter side of `grid` (h, w).
-    """
-    points = rng.normal(0.0, amount * min(grid), (ELASTIC_GRID, ELASTIC_GRID, 2)).astype(np.float32)
-    return cv2.resize(points, grid[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def warp(image: np.ndarray, patches: Patches, matrix: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, Patches]:
-    """Apply an affine matrix and an elastic field together, in one bilinear resampling of image and labels.
-
-    The new pixel p shows the old position matrix⁻¹(p) + field(p).
-    """
-    grid = image.shape[:2]
-    inverse = cv2.invertAffineTransform(matrix).astype(np.float32)
-    x, y = np.arange(grid[1], dtype=np.float32), np.arange(grid[0], dtype=np.float32)
-    source_x = inverse[0, 0] * x + (inverse[0, 1] * y + inverse[0, 2])[:, None] + field[..., 0]
-    source_y = inverse[1, 0] * x + (inverse[1, 1] * y + inverse[1, 2])[:, None] + field[..., 1]
-    moved = cv2.remap(np.ascontiguousarray(image), source_x, source_y, cv2.INTER_LINEAR)
-    return moved, [_warp_patch(patch, corner, source_x, source_y) for patch, corner in patches]
-
-
-def _warp_patch(patch: np.ndarray, corner: tuple[int, int], source_x: np.ndarray, source_y: np.ndarray):
-    if patch.size == 0:
-        return patch, (0, 0)
-    (top, left), (height, width) = corner, patch.shape
-    inside = (source_x > left - 1) & (source_x < left + width) & (source_y > top - 1) & (source_y < top + height)
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(rows):
-        return patch[:0, :0], (0, 0)
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    moved = cv2.remap(np.ascontiguousarray(patch), source_x[box] - left, source_y[box] - top, cv2.INTER_LINEAR)
-    return moved, (int(rows[0]), int(columns[0]))

@@ -21,10 +21,13 @@ def _up_to(most: float) -> Any:
 class Augmentation:
     """What is changed at random and by how much; 0 switches a change off.
 
-    hflip, clahe, autocontrast, elastic: probabilities, 0 to 1. rotate: largest angle, degrees in both directions.
-    scale: largest change of size, as a fraction. shift: largest shift, as a fraction of the image side. brightness,
-    contrast: largest change, as a fraction. elastic_shift: standard deviation of the elastic field, as a fraction of
-    the image side. There are no vertical flips and no fixed rotations by 90°, which lower the Dice.
+    hflip, clahe, autocontrast, elastic, copy_paste, cutmix: probabilities, 0 to 1. rotate: largest angle, degrees in
+    both directions. scale: largest change of size, as a fraction. shift: largest shift, as a fraction of the image
+    side. brightness, contrast, gamma (the exponent of the grey values): largest change, as a fraction. elastic_shift:
+    standard deviation of the elastic field, as a fraction of the image side. wrist_bend: largest bend of the wrist,
+    degrees in both directions; nothing where the classes are not those of a hand with carpals and forearm. copy_paste:
+    some bones are replaced by those of another training image; cutmix: a rectangle is. There are no vertical flips and
+    no fixed rotations by 90°, which lower the Dice.
     Raises ValueError (pydantic's) for a probability above 1 or an amount that would leave no hand in the image.
     """
 
@@ -38,6 +41,10 @@ class Augmentation:
     autocontrast: Share = 0.0
     elastic: Share = 0.0
     elastic_shift: _up_to(0.2) = 0.01
+    gamma: _up_to(0.9) = 0.0
+    wrist_bend: _up_to(45) = 0.0
+    copy_paste: Share = 0.0
+    cutmix: Share = 0.0
 
 
 NO_AUGMENTATION = Augmentation(hflip=0, rotate=0, scale=0, shift=0, brightness=0, contrast=0)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from utils.data.augment import Augmenter
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.masks.sparse import SparseMaps
@@ -35,9 +36,15 @@ class TrainingSet(Dataset):
         epoch, index = key
         entry = self.cache.read(self.names[index])
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, label = self.augmenter(entry.image, entry.label, rng)
+        mixed = {"other": lambda: self._draw_other(rng)} if isinstance(self.augmenter, Augmenter) else {}
+        image, label = self.augmenter(entry.image, entry.label, rng, **mixed)
         label = label if isinstance(label, SparseMaps) else SparseMaps.from_dense(label)
         return {"image": channels_first(image), "label": label}
+
+    def _draw_other(self, rng: np.random.Generator) -> tuple[np.ndarray, SparseMaps]:
+        """A random image of the same fold's training images, with its labels."""
+        entry = self.cache.read(self.names[int(rng.integers(len(self.names)))])
+        return entry.image, entry.label
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

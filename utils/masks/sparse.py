@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Patch = tuple[np.ndarray, tuple[int, int]]
+"""The part of a class's map that is not zero (height, width), and that part's corner (top, left)."""
+Patches = list[Patch]
+"""One patch for each class."""
+
 
 @dataclass(frozen=True)
 class SparseMaps:
