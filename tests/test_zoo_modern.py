@@ -18,6 +18,7 @@ SMALLEST = {
     "unet_paper": {"width": 1 / 8},
     "residual_unet": {"width": 1 / 8},
     "attention_unet": {"width": 1 / 8},
+    "resenc_unet": {"width": 1 / 8, "levels": 4},
     "unetplusplus_paper": {},
     "unet3plus": {},
     "hrnetv2_w18": {},
@@ -54,6 +55,7 @@ def real_linspace(monkeypatch):
         ("unet_paper", 2, 31.0),
         ("residual_unet", 1, 7.8),
         ("attention_unet", 1, 34.9),
+        ("resenc_unet", 29, 140.057),  # dynamic-network-architectures 0.4.4 and its untrained head: 140.072
         ("unetplusplus_paper", 1, 9.04),
         ("unet3plus", 1, 26.97),
         ("hrnetv2_w18", 19, 9.6),
@@ -109,6 +111,7 @@ def test_variants_without_a_figure_of_their_own_build(name):
         ("unet_paper", {"size": 32, "steps": 30}),
         ("residual_unet", {"steps": 20}),
         ("attention_unet", {"size": 32, "steps": 28}),
+        ("resenc_unet", {"steps": 60, "lr": 4e-3, "width": 0.25, "levels": 4}),
         ("unetplusplus_paper", {"steps": 30}),
         ("unet3plus", {"size": 32, "steps": 20}),
         ("hrnetv2_w18", {"steps": 70, "lr": 5e-3}),

@@ -41,15 +41,14 @@ SMALLEST = (
     *("fcn32s", "fcn16s", "fcn8s", "fcn_resnet50", "deconvnet", "segnet", "fcdensenet56"),
     *("dilatednet", "deeplabv1", "deeplabv2", "deeplabv3", "deeplabv3plus", "deeplabv3plus_paper", "pspnet", "pan"),
     *("unet", "unet_paper", "residual_unet", "attention_unet", "unetplusplus", "unetplusplus_paper", "unet3plus"),
-    *("eff_unet_b0", "mobile_unet", "linknet", "manet", "fpn", "hrnetv2_w18", "hrnet_ocr_w18"),
+    *("resenc_unet", "eff_unet_b0", "mobile_unet", "linknet", "manet", "fpn", "hrnetv2_w18", "hrnet_ocr_w18"),
     *("segformer_b0", "upernet", "upernet_swin_t", "upernet_convnext_t", "upernet_pvtv2_b0"),
     *("mobilevit_deeplabv3_xxs", "mobilevitv2_deeplabv3_050", "dpt", "swin_unet", "mask2former_swin_t"),
 )
 """The smallest network of every kind; the others differ from one of these in size alone."""
 
-QUARTER_WIDTH = ("fcn32s", "fcn16s", "fcn8s", "deconvnet", "dilatednet")
-"""More than a hundred million parameters, most of them in VGG16's fully connected layers: a short training of the whole
-would mostly move memory."""
+QUARTER_WIDTH = ("fcn32s", "fcn16s", "fcn8s", "deconvnet", "dilatednet", "resenc_unet")
+"""More than a hundred million parameters: a short training of the whole would mostly move memory."""
 
 
 def training_options(name: str) -> dict[str, float]:
