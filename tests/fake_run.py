@@ -66,13 +66,17 @@ scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
         'scores = {"oof_dice": 0.91 + fold / 100, "test_dice": 0.905, "model": model, "fold": fold}',
     ),
     "05_ensemble": (
-        COMMON + 'models: list = []  # names\nsubmission: str = ""  # path\n',
+        COMMON
+        + 'models: list = []  # names\nsubmission: str = ""  # path\nmissing: dict = {}  # reasons\n'
+        + "weights: list = []  # numbers\ntune_weights: bool = True  # choose\n",
         'STEP = "05_ensemble"\n',
         """
 Path(submission).parent.mkdir(exist_ok=True)
 Path(submission).write_text("image_name,class,rle\\n")
 of_models = {m: {"oof_dice": 0.915, "test_dice": 0.905, "weight": 1.0} for m in models}
-scores = {"oof_dice": 0.92, "test_dice": 0.91, "models": of_models, "submission": submission}""",
+voters = [str(path.parent) for path in resolve(output_dir).glob("04_inference_tta/*/*/metrics.json")]
+scores = {"oof_dice": 0.92, "test_dice": 0.91, "models": of_models, "submission": submission}
+scores |= {"missing": missing, "fold_models": voters}""",
     ),
 }
 

@@ -274,15 +274,39 @@ def test_changed_data_reruns_everything(fake):
     assert "nothing to do" in fake.start("--dry-run")[1]
 
 
-def test_a_failed_step_is_reported_and_the_others_go_on(fake):
-    fake.edit("notebooks/profiles/quick.yaml", "models: {thin:", "models: {bad: {lr: 10}, thin:")
+def test_without_a_failed_fold_model_the_others_vote_until_it_is_mended(fake):
+    profile = "notebooks/profiles/quick.yaml"
+    fake.edit(profile, "models: {thin:", "models: {bad: {lr: 10}, thin:")
+    fake.edit("notebooks/01_eda.ipynb", "scores = {}", "raise OSError('no space left')")
     status, output, new = fake.start()
     assert status == 1
-    assert new == ["03_train/bad/fold0"]
-    assert "ValueError: the loss is not finite" in output.split("FAILED")[1]
-    assert "notebook outputs/quick-the data/03_train/bad/fold0/03_train.ipynb" in output
-    assert "not run, because they need it: 04_inference_tta/bad/fold0, 05_ensemble" in output
-    assert read_leaderboard(fake.run)[["kind", "model"]].to_numpy().tolist() == [["fold model", "thin"]]
+    assert sorted(new) == ["01_eda"] * 2 + ["03_train/bad/fold0"] * 2 + ["05_ensemble"], "once more each"
+    shown = output.split("FAILED")[1]
+    assert shown.index("ValueError: the loss is not finite") < shown.index("fold Dice"), "failures come first"
+    assert "OSError: no space left" in shown
+    assert "notebook outputs/quick-the data/03_train/bad/fold0/03_train.ipynb" in shown
+    assert "waiting for them: 04_inference_tta/bad/fold0, 05_ensemble" in shown
+    assert "submission  submissions/quick-the data.csv  PARTIAL: 1 of 2 fold models" in shown
+    about = read_json(fake.run / "05_ensemble" / "metrics.json")
+    reason = "03_train/bad/fold0 failed: ValueError: the loss is not finite"
+    assert about["missing"] == {"bad/fold0": reason}
+    assert list(about["models"]) == about["parameters"]["models"] == ["thin"]
+    assert about["parameters"]["weights"] == [] and about["parameters"]["tune_weights"] is False
+    board = read_leaderboard(fake.run)
+    assert board.loc[board["kind"] == "ensemble", "model"].tolist() == ["PARTIAL: 1 of 2 fold models"]
+    assert f"bad/fold0: {reason}" in (fake.run / "report" / "index.html").read_text()
+
+    assert "would run 05_ensemble" in fake.start("--dry-run")[1]
+    assert (fake.run / "05_ensemble" / "metrics.json").exists(), "a dry run changes nothing"
+    fake.edit(profile, "{lr: 10}", "{lr: 1e-2}")
+    fake.edit("notebooks/01_eda.ipynb", "raise OSError('no space left')", "scores = {}")
+    status, output, new = fake.start()
+    assert status == 0, output
+    steps = {line.partition(" ")[0] for line in new}
+    assert steps == {"01_eda", "03_train/bad/fold0", "04_inference_tta/bad/fold0", "05_ensemble"}
+    about = read_json(fake.run / "05_ensemble" / "metrics.json")
+    assert about["missing"] == {} and list(about["models"]) == ["bad", "thin"]
+    assert "PARTIAL" not in output + (fake.run / "report" / "index.html").read_text()
 
 
 def test_one_run_at_a_time_and_unknown_options(fake):

@@ -3,15 +3,28 @@
 import ctypes
 import functools
 import os
+import socket
+import subprocess
 import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
+
+from utils.files import WORKS_FOR, shown
+
+FREE = 0.8
+"""Share of a GPU's memory that must be free for it to count as free: other programs take some of it, too."""
+LEAST_MEMORY = 2 * 2**30
+"""Bytes of free memory without which a GPU is not even shared."""
+PATIENCE = 30 * 60
+"""Seconds that `auto` waits for a free GPU before it shares one."""
 
 _held: list[FileLock] = []
 
@@ -80,38 +93,118 @@ def tune_process() -> None:
             ctypes.CDLL(None).mallopt(option, size)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that this process may use. index: torch's. free, total: bytes of its memory, whoever took the rest."""
+
+    index: int
+    uuid: str
+    free: int
+    total: int
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in torch's order.
+
+    The driver's command tells the free memory; asking torch would take some 500 MB of every GPU that is asked about.
+    """
+    free = {}
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        free = {uuid: int(mib) * 2**20 for uuid, mib in (line.split(",") for line in lines)}
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        uuid = f"GPU-{properties.uuid}"
+        gpus.append(Gpu(index, uuid, free.get(uuid) or torch.cuda.mem_get_info(index)[0], properties.total_memory))
+    return gpus
+
+
+def take_gpu(gpus: Callable[[], list[Gpu]] = visible_gpus, patience: float = PATIENCE, pause: float = 5.0) -> Gpu:
+    """A GPU that nobody uses, held by a lock until this process ends: no other process of this project gets it.
+
+    Waits while all are held, or mostly filled by other programs, and prints by whom; after `patience` seconds, takes
+    the one with most free memory, beside its holder. gpus: lists the GPUs anew. pause: seconds between two looks.
+
+    Raises:
+        RuntimeError: no GPU is free, and none has LEAST_MEMORY to share; the message says who holds them.
+    """
+    end, told = time.monotonic() + patience, ""
+    while True:
+        listed = sorted(gpus(), key=lambda gpu: -gpu.free)
+        users = {}
+        for gpu in listed:
+            lock = FileLock(Path(tempfile.gettempdir()) / f"hand-bone-{gpu.uuid}.lock", mode=0o666)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                users[gpu] = f"held by {_holder(lock) or 'another process'}"
+                continue
+            if gpu.free >= FREE * gpu.total:
+                _write_holder(lock)
+                _held.append(lock)
+                return gpu
+            lock.release()
+            users[gpu] = "taken by another program"
+        described = "; ".join(f"{g.uuid} ({g.free / 2**30:.1f} GiB free) is {user}" for g, user in users.items())
+        if time.monotonic() >= end:
+            if listed and listed[0].free >= LEAST_MEMORY:
+                print(
+                    f"no GPU became free; sharing {listed[0].uuid}, which has most memory left: {described}", flush=True
+                )
+                return listed[0]
+            raise RuntimeError(
+                f"no GPU became free in {patience / 60:.0f} minutes, and none has {LEAST_MEMORY / 2**30:.0f} GiB to "
+                f"share: {described}. Stop what holds them, name one with device='cuda:N', or use device='cpu'"
+            )
+        who = ", ".join(users.values())
+        if who != told:
+            print(f"waiting for a GPU, {(end - time.monotonic()) / 60:.0f} minutes at most: {described}", flush=True)
+            told = who
+        time.sleep(pause)
+
+
+def _holder(lock: FileLock) -> str:
+    with suppress(OSError):
+        return Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").strip()[:200]
+    return ""
+
+
+def _write_holder(lock: FileLock) -> None:
+    step = shown(os.environ[WORKS_FOR]) if WORKS_FOR in os.environ else "a notebook"
+    with suppress(OSError), Path(lock.lock_file).open("r+", encoding="utf-8") as file:  # only tells who it is
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} ({step})\n")
+
+
+@functools.cache
+def _own_gpu() -> torch.device:
+    """The GPU of this process: the one that was assigned to it, else a free one."""
+    assigned = torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = 0 if assigned else take_gpu().index
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` as a torch device.
 
-    `auto` takes the first GPU that no other process of this project holds: Snakemake counts GPUs but does not assign
-    them. Where CUDA_VISIBLE_DEVICES is set, somebody already assigned one and the first visible is taken. Raises
-    RuntimeError for a GPU that is not there, or when all are taken.
+    `auto` takes a GPU that nobody uses (see `take_gpu`), because Snakemake counts GPUs but does not assign them. Where
+    CUDA_VISIBLE_DEVICES names several, by number or UUID, it is one of these; where it names one, somebody assigned it,
+    and it is taken without a lock. Without any GPU it is the CPU. Raises RuntimeError for a GPU that is not there, and
+    where none can be had.
     """
-    if device == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RuntimeError(f"device={device!r}, but torch {torch.__version__} sees no GPU; use device='auto' or 'cpu'")
-    if device != "auto":
-        index = torch.device(device).index or 0
-        if index >= torch.cuda.device_count():
-            raise RuntimeError(f"device={device!r}, but there are {torch.cuda.device_count()} GPUs")
-        return torch.device("cuda", index)
-    if _held or os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return torch.device("cuda", torch.cuda.current_device())
-    for index in range(torch.cuda.device_count()):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"bones-gpu{index}.lock", mode=0o666)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        _held.append(lock)
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    raise RuntimeError(
-        f"all {torch.cuda.device_count()} GPUs are held by other notebooks; wait, or name one with device='cuda:N'"
-    )
+    if device == "auto":
+        return _own_gpu()
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise RuntimeError(f"device={device!r}, but there are {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", index)
 
 
 def candidates(device: torch.device) -> list[str]:

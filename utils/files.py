@@ -1,5 +1,6 @@
 """Helpers: paths relative to the repository, files that are written whole or not at all, progress lines."""
 
+import glob
 import json
 import os
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_BETWEEN_LINES = 20.0
+WORKS_FOR = "HAND_BONE_FOLDER"
+"""Environment variable: the folder, of a run or of one of its steps, that a process works for."""
 
 
 def resolve(path: str | Path) -> Path:
@@ -70,6 +73,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_temporary(folder: str | Path, name: str = "") -> None:
+    """Delete what writers that were killed inside `replacing` left: of the file `name` in `folder`, or of all below it.
+
+    Nobody may be writing there at the time.
+    """
+    pattern = f".{glob.escape(name)}.{'[0-9a-f]' * 32}.part*" if name else f"**/.*.{'[0-9a-f]' * 32}.part*"
+    for path in Path(folder).glob(pattern):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -68,13 +68,8 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     if force:
         shutil.rmtree(run / "cache", ignore_errors=True)
     for step in planned:
-        notes = [f"# after {', '.join(step.after)}\n"] if step.after else []
-        notes += [f"# plugin {path} {digest}\n" for path, digest in step.plugins.items()]
-        others = {name: step.parameters[name] for name in step.parameters if name in WITHOUT_EFFECT}
-        shaping = {name: step.parameters[name] for name in step.parameters if name not in others}
+        _write_parameters(run, step)
         notebook = f"notebooks/{step.name.partition('/')[0]}.ipynb"
-        _write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
-        _write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
         _write_if_changed(run / notebook, _sources(ROOT / notebook))
         submission = ROOT / step.parameters.get("submission", "")
         if force or not submission.exists():
@@ -94,10 +89,35 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         "folds": profile.folds,
         "threads": profile.threads,
         "steps": [step.name for step in planned],
+        "voting": planned[-1].after,
         "submission": planned[-1].parameters.get("submission", ""),
         "folds_of": folds_of,
     }
     write_json(run / "run.json", about)
+
+
+def prepare_partial(run: Path, ensemble: Step, missing: dict[str, str]) -> None:
+    """Let the ensemble vote without the fold models in `missing` (such as unet/fold0: why), with equal weights.
+
+    Changes its parameters and run.json in the run's folder. The next start writes them anew, without anything missing,
+    which makes the partial submission out of date.
+    """
+    voting = [name for name in ensemble.after if name.partition("/")[2] not in missing]
+    there = {name.split("/")[1] for name in voting}
+    models = [model for model in ensemble.parameters["models"] if model in there]
+    equal = {"models": models, "weights": [], "tune_weights": False, "missing": missing}
+    _write_parameters(run, ensemble.model_copy(update={"parameters": ensemble.parameters | equal, "after": voting}))
+    write_json(run / "run.json", read_json(run / "run.json") | {"voting": voting})
+
+
+def _write_parameters(run: Path, step: Step) -> None:
+    """Write a step's parameters: those that shape its result to one file, the others beside it."""
+    notes = [f"# after {', '.join(step.after)}\n"] if step.after else []
+    notes += [f"# plugin {path} {digest}\n" for path, digest in step.plugins.items()]
+    others = {name: step.parameters[name] for name in step.parameters if name in WITHOUT_EFFECT}
+    shaping = {name: step.parameters[name] for name in step.parameters if name not in others}
+    _write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
+    _write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
 
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
@@ -112,7 +132,7 @@ def copy_for_preview(run: Path, copy: Path) -> Path:
     """Copy what decides which steps have to run, for a dry run, which must change nothing; return the copied folder."""
     copy = copy / run.name
     steps = [f"{'*/' * depth}{name}.json" for depth in (1, 3) for name in ("metrics", "inputs")]
-    for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", ".snakemake/incomplete/*", *steps):
+    for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", *steps):
         for path in run.glob(pattern):
             target = copy / path.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)

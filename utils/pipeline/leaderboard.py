@@ -50,7 +50,9 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
     if ensemble := read_json(run / NOTEBOOKS["ensemble"] / "metrics.json", {}):
         models = ensemble["models"]
         rows += [{**models[name], "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name in models]
-        rows.append({**ensemble, "kind": "ensemble", "model": f"{len(models)} models"})
+        votes, missing = len(ensemble.get("fold_models", [])), len(ensemble.get("missing", {}))
+        name = f"PARTIAL: {votes} of {votes + missing} fold models" if missing else f"{len(models)} models"
+        rows.append({**ensemble, "kind": "ensemble", "model": name})
     if baseline := read_json(run / NOTEBOOKS["baseline"] / "metrics.json", {}):
         rows.append({"model": "official baseline", **baseline, "kind": "baseline"})
     table = _table(rows)

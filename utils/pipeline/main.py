@@ -1,4 +1,4 @@
-"""The command behind run_all.sh: check profile and data, start Snakemake, show the leaderboard and what failed."""
+"""The command behind run_all.sh: check profile and data, start Snakemake, and see to it that it ends well."""
 
 import argparse
 import importlib.util
@@ -10,40 +10,78 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from utils.errors import Problems
-from utils.files import ROOT, read_json, shown
+from utils.files import ROOT, WORKS_FOR, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_data, prepare_run
+from utils.pipeline.leftovers import OWNER, clean_up, end_processes, kernel_folder
+from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps
-from utils.pipeline.run_notebook import OWNER, say
+from utils.pipeline.run_notebook import say
 
-SNAKEMAKE = "from utils.pipeline.run_notebook import end_with_run as w; w(); from snakemake.cli import main; main()"
+SNAKEMAKE = "from utils.pipeline.leftovers import end_with_run as w; w(); from snakemake.cli import main; main()"
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
     """Run notebooks/Snakefile in the run's folder; return its exit status and, with `output=PIPE`, what it printed.
 
-    Snakemake gets a session of its own. When this process is stopped, a local Snakemake is killed together with its
-    steps; one with a cluster's executor is interrupted instead, so that it cancels its jobs.
+    A step that fails is tried once more; one that fails twice does not stop those that don't need it. Snakemake gets a
+    session of its own. However it ends, also when this process is stopped, its local steps end with it; one with a
+    cluster's executor is interrupted, so that it cancels its jobs.
     """
     command = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(ROOT / "notebooks" / "Snakefile")]
-    command += ["--directory", str(run), "--nolock", "--rerun-incomplete", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", *options]
-    environment = os.environ | {OWNER: f"{socket.gethostname()} {os.getpid()}"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, text=True, stdout=output, stderr=output
-    )
+    command += ["--directory", str(run), "--nolock", "--ignore-incomplete", "--keep-going"]
+    command += ["--rerun-triggers", "mtime", "--retries", "1", *options]
+    environment = {OWNER: f"{socket.gethostname()} {os.getpid()}", WORKS_FOR: str(run.resolve())}
+    environment["JUPYTER_RUNTIME_DIR"] = str(kernel_folder(run))
+    process = None
     try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            start_new_session=True,
+            text=True,
+            stdout=output,
+            stderr=output,
+        )
         printed = process.communicate()
         return process.returncode, "".join(text or "" for text in printed)
     except BaseException:
-        _stop(process, local)
+        for number in STOPPING:  # one is enough; another would break off the tidying
+            signal.signal(number, signal.SIG_IGN)
+        if process and not local:
+            process.send_signal(signal.SIGINT)
+            process.wait()
         raise
+    finally:
+        end_processes(run)
+
+
+def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -> tuple[int, list[str]]:
+    """Run what is not done; Snakemake's exit status and the names of the steps that are still not done.
+
+    Where fold models failed, the others vote, if there is at least one: the ensemble is then made, but counts as not
+    done. Snakemake is started once more where it ended before it had tried every step, as one does that was killed.
+    """
+    for _ in range(2):
+        status, _ = snakemake(run, options, local)
+        left = not_done(run, planned)
+        if not status or not untried(run, planned, left):
+            break
+        say(f"Snakemake ended early, with status {status}")
+    missing = missing_fold_models(run, planned, left)
+    if status and missing:
+        target = vote_without(run, planned[-1], missing)
+        snakemake(run, [target, *options, "--allowed-rules", "ensemble"], local)
+    return status, left
 
 
 def preview(status: int, printed: str) -> int:
@@ -84,46 +122,20 @@ def start(given: argparse.Namespace) -> int:
         raise RunError(f"another process is working on {shown(run)}; wait for it to end, or stop it") from None
     with lock:
         began = time.monotonic()
+        clean_up(run)  # after one that was killed
         say(f"run {run.name}: {len(planned)} steps")
         prepare_data(run, data, profile)
         prepare_run(run, profile, planned, data_dir, given.force)
+        # here, before hours are spent, belongs every check that can find a fault without training
         jobs = given.jobs or profile.jobs
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
         if given.executor:
             options = ["--executor", given.executor, "--jobs", str(jobs)]
-        status, _ = snakemake(run, options + given.snakemake, local=not given.executor)
-        return finish(run, planned, status, (time.monotonic() - began) / 60)
-
-
-def finish(run: Path, planned: list[Step], status: int, minutes: float) -> int:
-    """Print the leaderboard, write the report, print what failed and the submission's path; return the exit status."""
-    from utils.pipeline.leaderboard import show_leaderboard
-    from utils.pipeline.report import write_report
-
-    left = _not_done(run, planned)
-    if len(left) < len(planned):
-        print("", show_leaderboard(run), sep="\n")
-        print(f"\nreport      {shown(write_report(run))}")
-    submission = read_json(run / "run.json")["submission"]
-    if submission and not left:
-        print(f"submission  {submission}")
-    failed = [name for name in left if (run / name / "failed.txt").exists()]
-    waiting = [name for name in left if name not in failed]
-    if failed:
-        print(f"\nFAILED after {minutes:.1f} min; the same command tries again from there")
-        for name in failed:
-            error = (run / name / "failed.txt").read_text(encoding="utf-8").strip().splitlines()[-12:]
-            print(f"✗ {name}", *(f"    {line[:400]}" for line in error), sep="\n")
-            print(f"    notebook {shown(run / name / name.partition('/')[0])}.ipynb")
-            print(f"    log      {shown(run / name / 'log.txt')}")
-        print(f"  not run, because they need it: {', '.join(waiting)}" if waiting else "", flush=True)
-        return 1
-    if status:
-        logs = sorted((run / ".snakemake" / "log").glob("*.log"))
-        text = logs[-1].read_text(encoding="utf-8").strip().splitlines()[-20:] if logs else []
-        raise RunError("\n".join([f"Snakemake ended with status {status}; not done: {', '.join(left)}", *text]))
-    say(f"done in {minutes:.1f} min" + (f"; left: {', '.join(left)}" if left else ""))
-    return 0
+        try:
+            status, left = run_steps(run, planned, options + given.snakemake, local=not given.executor)
+            return finish(run, planned, status, left, (time.monotonic() - began) / 60)
+        finally:
+            clean_up(run)
 
 
 def main() -> int:
@@ -143,41 +155,20 @@ def main() -> int:
     if given.executor and not importlib.util.find_spec(f"snakemake_executor_plugin_{given.executor.replace('-', '_')}"):
         plugin = f".venv/bin/pip install snakemake-executor-plugin-{given.executor}"
         parser.error(f"--executor {given.executor} needs Snakemake's plugin; {plugin}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # a background job of a script ignores SIGINT, and Snakemake, which needs it to cancel jobs, would inherit that
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in STOPPING:
+        # under nohup, SIGHUP stays ignored; SIGINT, which a background job of a script ignores, does not: Snakemake
+        # would inherit that, and it needs it to cancel jobs
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
 
     try:
         return start(given)
     except (RunError, Problems) as error:
         sys.exit(f"\n{error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + stopped.args[0]
 
 
-def _not_done(run: Path, planned: list[Step]) -> list[str]:
-    """Steps without a result, and the steps after them, whose metrics.json is out of date and therefore deleted."""
-    left: list[str] = []
-    for step in planned:
-        metrics = run / step.name / "metrics.json"
-        if not metrics.exists() or set(step.after) & set(left):
-            metrics.unlink(missing_ok=True)
-            left.append(step.name)
-    return left
-
-
-def _stop(process: subprocess.Popen, local: bool) -> None:
-    """End Snakemake: kill it with all its local steps, or interrupt it, so that it cancels its jobs on the cluster."""
-    import psutil
-
-    if local:
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            for each in family:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-    else:
-        process.send_signal(signal.SIGINT)
-    process.wait()
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)

@@ -26,7 +26,7 @@ NOTEBOOKS = {
 }
 """The notebook of each section."""
 
-OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission")
+OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission", "missing")
 """Parameters that the run sets itself, so that its steps find each other's files."""
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
@@ -182,7 +182,7 @@ def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict
             yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
             predicted.append(predict)
     if predicted:
-        own = common | submission | {"models": list(profile.models)}
+        own = common | submission | {"models": list(profile.models), "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
 
 

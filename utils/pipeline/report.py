@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from utils.files import read_json, write_text
+from utils.files import read_json, shown, write_text
 from utils.pipeline.leaderboard import as_html, read_leaderboard
 from utils.pipeline.profile import NOTEBOOKS
 
@@ -34,7 +34,11 @@ def write_report(run: str | Path) -> Path:
     pages = {name: folder / f"{name.replace('/', '-')}.html" for name in notebooks}
     for name, path in notebooks.items():
         if not pages[name].exists() or pages[name].stat().st_mtime < path.stat().st_mtime:
-            write_text(pages[name], notebook_page(path, name))
+            try:
+                page = notebook_page(path, name)
+            except Exception as error:  # a broken notebook must not cost the report
+                page = _page(name, f"<p>{html.escape(f'{shown(path)} can not be shown: {error!r}')}</p>")
+            write_text(pages[name], page)
     for stale in set(folder.glob("*.html")) - set(pages.values()) - {folder / "index.html"}:
         stale.unlink()
     cards = "".join(_card(run, name, pages[name].name, notebooks[name]) for name in notebooks)
@@ -77,7 +81,10 @@ def _leaderboard(run: Path) -> str:
     table = read_leaderboard(run)
     if table.empty:
         return "<p>No step has ended yet.</p>"
-    return f'<div class="leaderboard {table["kind"][0]}">{as_html(table)}</div>'
+    missing = read_json(run / NOTEBOOKS["ensemble"] / "metrics.json", {}).get("missing", {})
+    partial = "".join(f"<li>{html.escape(f'{name}: {reason}')}</li>" for name, reason in missing.items())
+    partial = f'<p class="failed">The submission is PARTIAL. It lacks</p><ul>{partial}</ul>' if missing else ""
+    return f'{partial}<div class="leaderboard {table["kind"][0]}">{as_html(table)}</div>'
 
 
 def _card(run: Path, name: str, page: str, notebook: Path) -> str:
@@ -86,7 +93,10 @@ def _card(run: Path, name: str, page: str, notebook: Path) -> str:
     minutes = metrics.get("minutes")
     state = f"{minutes:.1f} min" if minutes is not None else "done" if metrics else "not finished"
     state = '<span class="failed">failed</span>' if (run / name / "failed.txt").exists() else state
-    picture = _thumbnail(notebook)
+    try:
+        picture = _thumbnail(notebook)
+    except Exception:  # its page says what is broken
+        picture = ""
     image = f'<img alt="" src="data:image/jpeg;base64,{picture}">' if picture else '<div class="none"></div>'
     title = html.escape(name.replace("/", " "))
     return f'<a class="card" href="{html.escape(page)}">{image}<p>{title}<br><small>{state}</small></p></a>'

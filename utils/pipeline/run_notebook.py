@@ -11,37 +11,12 @@ import logging
 import os
 import re
 import shutil
-import socket
 import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from utils.files import ROOT, read_json, write_json, write_text
-
-OWNER = "HAND_BONE_RUN_PROCESS"
-"""Environment variable: `<host> <process id>` of the run that the step belongs to."""
-
-
-def end_with_run() -> None:
-    """End this process when the one that started the run has ended, so that no left-over process keeps writing.
-
-    Does nothing outside a run and on other machines (clusters stop their jobs themselves).
-    """
-    host, _, number = os.environ.get(OWNER, "").partition(" ")
-    if host != socket.gethostname():
-        return
-
-    import psutil
-
-    def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
-            while psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+from utils.pipeline.leftovers import end_processes, end_with_run
 
 
 def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
@@ -50,21 +25,23 @@ def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
     `inputs` are the files that the result depends on. If they differ from those of an earlier attempt, its folder moves
     to `<run>/previous/`; if they are the same, the notebook continues with the files that are there. The executed
     notebook and `log.txt` are written to the step's folder, and `failed.txt` with the error if there was one.
+    metrics.json, which the notebook writes last, says that the step is done, whatever happens after it.
     """
     folder = run / name
+    end_processes(folder)  # the kernel of an attempt whose own process was killed
     fingerprint = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in inputs}
     if folder.exists() and any(folder.iterdir()) and read_json(folder / "inputs.json", None) != fingerprint:
         set_aside(run, name)
     write_json(folder / "inputs.json", fingerprint)
-    (folder / "failed.txt").unlink(missing_ok=True)
+    for old in ("failed.txt", "metrics.json"):
+        (folder / old).unlink(missing_ok=True)
     title = name.replace("/", " ")
     say(f"▶ {title}")
     start = time.monotonic()
     error = _execute(run, name, threads)
     minutes = (time.monotonic() - start) / 60
-    if not error and not (folder / "metrics.json").exists():
-        error = "the notebook ended without writing metrics.json"
-    if error:
+    if not (folder / "metrics.json").exists():
+        error = error or "the notebook ended without writing metrics.json"
         write_text(folder / "failed.txt", error)
         say(f"✗ {title} failed after {minutes:.1f} min: {error.strip().splitlines()[-1][:200]}")
         return 1
@@ -93,6 +70,15 @@ def _execute(run: Path, name: str, threads: int) -> str:
 
     import papermill
     import yaml
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        """Writes notebooks whole or not at all: a killed step leaves one that can be read."""
+
+        def write(self, text: str, path: str) -> None:
+            write_text(path, text)
+
+    papermill_io.register(str(run), Whole())
 
     notebook, _, fold_model = name.partition("/")
     files = [run / "parameters" / f"{name}{ending}.yaml" for ending in ("", ".others")]
@@ -112,7 +98,7 @@ def _execute(run: Path, name: str, threads: int) -> str:
     except papermill.PapermillExecutionError as error:
         lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in error.traceback]
         message = f"{error.ename}: {error.evalue}"
-        return "\n".join(lines if message.splitlines()[0] in lines[-1] else [*lines, message])
+        return "\n".join(lines if lines and message.splitlines()[0] in lines[-1] else [*lines, message])
     except Exception as error:  # whatever stops papermill itself, such as a killed kernel or a full disk
         return f"{type(error).__name__}: {error}"
     return ""

@@ -1,0 +1,139 @@
+"""What a run leaves behind and what it says at its end, whatever is broken; without running any notebook."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from utils.files import WORKS_FOR, delete_temporary, read_json, replacing, write_json, write_text
+from utils.pipeline.changes import prepare_partial
+from utils.pipeline.leftovers import end_processes
+from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried
+from utils.pipeline.profile import Step
+
+FOLD_MODELS = ("unet/fold0", "unet/fold1", "fcn/fold0")
+
+
+@pytest.fixture
+def planned():
+    steps = [Step(name="01_eda")]
+    for name in FOLD_MODELS:
+        steps += [Step(name=f"03_train/{name}"), Step(name=f"04_inference_tta/{name}", after=[f"03_train/{name}"])]
+    parameters = {"models": ["fcn", "unet"], "weights": [0.4, 0.6], "submission": "submissions/run.csv"}
+    voters = [f"04_inference_tta/{name}" for name in FOLD_MODELS]
+    return [*steps, Step(name="05_ensemble", parameters=parameters, after=voters)]
+
+
+@pytest.fixture
+def run(tmp_path, planned):
+    """A run in which everything has ended well."""
+    write_json(tmp_path / "run.json", {"data_dir": "data/x", "folds": [0, 1], "submission": "submissions/run.csv"})
+    for step in planned:
+        write_json(
+            tmp_path / step.name / "metrics.json", {"val_dice": 0.9, "model": "unet", "models": {}, "minutes": 1}
+        )
+    return tmp_path
+
+
+def fail(run, name, error):
+    (run / name / "metrics.json").unlink()
+    if error:
+        write_text(run / name / "failed.txt", error)
+
+
+def test_the_cause_is_told_from_what_only_waits_for_it(run, planned):
+    fail(run, "03_train/unet/fold1", "Traceback\nValueError: NaN")
+    fail(run, "04_inference_tta/fcn/fold0", "")
+    left = not_done(run, planned)
+    of_unet = ["03_train/unet/fold1", "04_inference_tta/unet/fold1"]
+    assert left == [*of_unet, "04_inference_tta/fcn/fold0", "05_ensemble"]
+    assert untried(run, planned, left) == ["04_inference_tta/fcn/fold0"]
+    missing = missing_fold_models(run, planned, left)
+    assert missing["unet/fold1"] == "03_train/unet/fold1 failed: ValueError: NaN"
+    assert missing["fcn/fold0"].startswith("04_inference_tta/fcn/fold0 failed: it was killed from outside")
+    prepare_partial(run, planned[-1], missing)
+    assert read_json(run / "run.json")["voting"] == ["04_inference_tta/unet/fold0"]
+    text = (run / "parameters" / "05_ensemble.yaml").read_text()
+    assert "models:\n- unet\n" in text and "weights: []" in text and "tune_weights: false" in text
+
+
+def test_nothing_to_vote_with_is_no_partial_submission(run, planned):
+    for name in FOLD_MODELS:
+        fail(run, f"04_inference_tta/{name}", "OSError")
+    assert missing_fold_models(run, planned, not_done(run, planned)) == {}
+
+
+def test_no_broken_page_or_table_hides_what_failed(run, planned, capsys):
+    fail(run, "03_train/unet/fold1", "Traceback\nValueError: NaN")
+    (run / "01_eda" / "01_eda.ipynb").write_text('{"cells": [half a notebook')
+    (run / "leaderboard.csv").mkdir()  # so that it can't be written
+    left = not_done(run, planned)
+    write_json(run / "05_ensemble" / "metrics.json", {"models": {}, "missing": {"unet/fold1": "03 failed: <b>NaN</b>"}})
+    assert finish(run, planned, 1, left, 3.0) == 1
+    output = capsys.readouterr().out
+    order = [
+        "FAILED after 3.0 min",
+        "ValueError: NaN",
+        "the leaderboard could not be made: IsADirectoryError",
+        "report",
+    ]
+    places = [output.index(text) for text in order]
+    assert places == sorted(places)
+    assert "submission  submissions/run.csv  PARTIAL: 2 of 3 fold models" in output
+    index = (run / "report" / "index.html").read_text()
+    assert "unet/fold1: 03 failed: &lt;b&gt;NaN" in index
+    assert "can not be shown" in (run / "report" / "01_eda.html").read_text()
+
+    (run / "run.json").unlink()  # which the report needs
+    assert finish(run, planned, 0, [], 3.0) == 1
+    assert "the report could not be made: FileNotFoundError" in capsys.readouterr().out
+
+
+def test_processes_of_a_killed_run_are_ended_and_no_others(tmp_path):
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    places = (tmp_path / "run" / "03_train", tmp_path / "run", tmp_path / "run-2", "")
+    started = [
+        subprocess.Popen([sys.executable, "-c", f"{code}time.sleep(60)"], env=os.environ | {WORKS_FOR: str(place)})
+        for place in places
+    ]
+    try:
+        families = [[psutil.Process(process.pid)] for process in started]
+        end = time.monotonic() + 20
+        while any(len(family) < 2 for family in families):
+            assert time.monotonic() < end
+            families = [[family[0], *family[0].children()] for family in families]
+        end_processes(tmp_path / "run")
+        alive = [[p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family] for family in families]
+        assert alive == [[False] * 2] * 2 + [[True] * 2] * 2
+    finally:
+        for process in [p for family in families for p in family]:
+            if process.is_running():
+                process.kill()
+        for process in started:
+            process.wait()
+
+
+def test_temporary_files_of_killed_writers_are_found(tmp_path):
+    with replacing(tmp_path / "a" / "image [1].npz") as kept, replacing(tmp_path / "b.csv") as other:
+        kept.write_text("half")
+        other.write_text("half")
+        (tmp_path / ".hidden.part.csv").write_text("not ours")
+        delete_temporary(tmp_path / "a")
+        assert not kept.exists() and other.exists()
+        kept.write_text("half")
+        delete_temporary(tmp_path, "c.csv")
+        assert other.exists()
+        delete_temporary(tmp_path, "b.csv")
+        assert not other.exists() and kept.exists()
+        delete_temporary(tmp_path)
+        assert not kept.exists()
+        kept.write_text("whole")
+        other.write_text("whole")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "image [1].npz",
+        "b.csv",
+        ".hidden.part.csv",
+    }

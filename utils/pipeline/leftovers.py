@@ -1,0 +1,77 @@
+"""What a run may leave behind, processes and temporary files; both end with it, or with its next start."""
+
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from utils.files import ROOT, WORKS_FOR, delete_temporary
+
+OWNER = "HAND_BONE_RUN_PROCESS"
+"""Environment variable: `<host> <process id>` of the process that started the run."""
+
+
+def end_with_run() -> None:
+    """End this process when the one that started the run has ended, so that no left-over process keeps writing.
+
+    Does nothing outside a run and on other machines (clusters stop their jobs themselves).
+    """
+    host, _, number = os.environ.get(OWNER, "").partition(" ")
+    if host != socket.gethostname():
+        return
+
+    import psutil
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_processes(folder: Path) -> None:
+    """Kill every other process of this user and machine that works for a run or a step, and wait until it is gone.
+
+    They are known by the environment variable WORKS_FOR, which each process passes on to those it starts: Snakemake, a
+    notebook's kernel, its loader workers.
+    """
+    import psutil
+
+    folder = folder.resolve()
+
+    def works_here(process: psutil.Process) -> bool:
+        with suppress(psutil.Error, OSError):
+            place = process.environ().get(WORKS_FOR)
+            return bool(place) and Path(place).is_relative_to(folder) and process.pid != os.getpid()
+        return False
+
+    for _ in range(5):  # again, for what was just being started
+        found = [process for process in psutil.process_iter() if works_here(process)]
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=5)
+        if not found:
+            return
+
+
+def kernel_folder(run: Path) -> Path:
+    """Where Jupyter keeps the connection files of the run's kernels; a killed one would leave its file for ever."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    return Path(jupyter_runtime_dir()) / f"hand-bone-{hashlib.sha256(bytes(run.resolve())).hexdigest()[:16]}"
+
+
+def clean_up(run: Path) -> None:
+    """End the run's processes and delete its temporary files; for before it starts and after it ended."""
+    end_processes(run)
+    shutil.rmtree(kernel_folder(run), ignore_errors=True)
+    delete_temporary(run)
+    delete_temporary(ROOT / "submissions", f"{run.name}.csv")
+    delete_temporary(ROOT / "submissions", f"{run.name}.json")

@@ -1,0 +1,110 @@
+"""What came of a run: the steps that failed and why, the vote without them, leaderboard, report and submission."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.files import read_json, shown
+from utils.pipeline.changes import prepare_partial
+from utils.pipeline.profile import Step
+from utils.pipeline.run_notebook import say
+
+
+def not_done(run: Path, planned: list[Step]) -> list[str]:
+    """Steps without a result, and the steps after them, whose metrics.json is out of date and therefore deleted."""
+    left: list[str] = []
+    for step in planned:
+        metrics = run / step.name / "metrics.json"
+        if not metrics.exists() or set(step.after) & set(left):
+            metrics.unlink(missing_ok=True)
+            left.append(step.name)
+    return left
+
+
+def untried(run: Path, planned: list[Step], left: list[str]) -> list[str]:
+    """Steps of `left` that have all they need and did not fail by themselves: never begun, or killed from outside."""
+    return [step.name for step in _causes(planned, left) if not (run / step.name / "failed.txt").exists()]
+
+
+def missing_fold_models(run: Path, planned: list[Step], left: list[str]) -> dict[str, str]:
+    """The fold models that can't vote, such as unet/fold0, with the reason; {} where none or all are missing."""
+    steps, missing = {step.name: step for step in planned}, {}
+    for voter in [name for name in planned[-1].after if name in left]:
+        cause = voter
+        while needed := [name for name in steps[cause].after if name in left]:
+            cause = needed[0]
+        missing[voter.partition("/")[2]] = f"{cause} failed: {_error(run, cause).splitlines()[-1][:200]}"
+    return missing if len(missing) < len(planned[-1].after) else {}
+
+
+def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes: float) -> int:
+    """Print what failed, then leaderboard, report and submission; return the exit status, 0 if nothing failed.
+
+    status: Snakemake's. left: the steps that are not done. A leaderboard or report that can't be made is one more
+    failure, which hides nothing else.
+    """
+    failed = bool(status and left)
+    if failed:
+        _print_failures(run, planned, left, minutes)
+    if any((run / step.name / "metrics.json").exists() for step in planned):
+        from utils.pipeline.leaderboard import show_leaderboard
+        from utils.pipeline.report import write_report
+
+        failed |= not _printed("the leaderboard", lambda: f"\n{show_leaderboard(run)}\n")
+        failed |= not _printed("the report", lambda: f"report      {shown(write_report(run))}")
+    last = planned[-1]
+    made = read_json(run / last.name / "metrics.json", {})
+    if made and last.parameters.get("submission"):
+        missing = made.get("missing", {})
+        partial = f"  PARTIAL: {len(last.after) - len(missing)} of {len(last.after)} fold models" if missing else ""
+        print(f"submission  {last.parameters['submission']}{partial}", flush=True)
+    if not failed:
+        say(f"done in {minutes:.1f} min" + (f"; left: {', '.join(left)}" if left else ""))
+    return int(failed)
+
+
+def vote_without(run: Path, ensemble: Step, missing: dict[str, str]) -> str:
+    """Prepare the vote of the fold models that are there, and say so; the file that Snakemake is to make."""
+    there = len(ensemble.after) - len(missing)
+    say(f"PARTIAL submission: {there} of {len(ensemble.after)} fold models vote, all with the same weight")
+    for name, reason in missing.items():
+        print(f"         without {name}: {reason}")
+    prepare_partial(run, ensemble, missing)
+    return f"{ensemble.name}/metrics.json"
+
+
+def _causes(planned: list[Step], left: list[str]) -> list[Step]:
+    """The steps that are not done although all they need is."""
+    return [step for step in planned if step.name in left and not set(step.after) & set(left)]
+
+
+def _error(run: Path, name: str) -> str:
+    """The error of a step, at least one line."""
+    try:
+        text = (run / name / "failed.txt").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        text = ""
+    return text or "it was killed from outside, or never begun"
+
+
+def _print_failures(run: Path, planned: list[Step], left: list[str], minutes: float) -> None:
+    print(f"\nFAILED after {minutes:.1f} min; the same command tries again from there")
+    causes = [step.name for step in _causes(planned, left)]
+    for name in causes:
+        print(f"✗ {name}", *(f"    {line[:400]}" for line in _error(run, name).splitlines()[-12:]), sep="\n")
+        print(f"    notebook {shown(run / name / name.partition('/')[0])}.ipynb")
+        print(f"    log      {shown(run / name / 'log.txt')}")
+    if waiting := [name for name in left if name not in causes]:
+        print(f"  waiting for them: {', '.join(waiting)}")
+    if untried(run, planned, left):
+        logs = sorted((run / ".snakemake" / "log").glob("*.log"))
+        text = logs[-1].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-20:] if logs else []
+        print("the last lines of Snakemake's log:", *(f"    {line[:400]}" for line in text), sep="\n")
+
+
+def _printed(what: str, make: Callable[[], str]) -> bool:
+    try:
+        print(make(), flush=True)
+    except Exception as error:  # nothing that only shows results may hide the others
+        print(f"{what} could not be made: {type(error).__name__}: {error}", flush=True)
+        return False
+    return True
