@@ -15,8 +15,12 @@ usage: bash run_all.sh [options] [-- Snakemake options]
   --install         only make .venv and install requirements.txt
   --help            this text
 
-The same command goes on where an interrupted run stopped. Results: outputs/<run>/ and submissions/<run>.csv,
-where <run> is the profile's name, followed by the data folder's name with --data.
+The same command goes on where an interrupted run stopped. A closed terminal or a lost connection stops a run, unless
+it was started in tmux, or as: nohup bash run_all.sh … > run.log 2>&1 &
+A step that fails is tried once more. Then the others go on, and the submission is made without it: it is called PARTIAL,
+the exit status is 1, and the next start tries again what failed and replaces it.
+Results: outputs/<run>/ and submissions/<run>.csv, where <run> is the profile's name, followed by the data folder's name
+with --data.
 TEXT
 }
 

@@ -122,7 +122,8 @@ class SmallRun:
         """The files of the run, with the content of those in which every bit is determined."""
         folders = (self.root / "outputs", self.root / "submissions")
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        files = [path for path in files if ".snakemake" not in path.parts and "tfevents" not in path.name]
+        others = {".snakemake", "previous"}
+        files = [path for path in files if not others & {*path.parts} and "tfevents" not in path.name]
         exact = [path for path in files if path.suffix in (".npz", ".safetensors") or "submissions" in path.parts]
         return {str(path.relative_to(self.root)): path.read_bytes() if path in exact else b"" for path in files}
 

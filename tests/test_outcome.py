@@ -92,6 +92,17 @@ def test_no_broken_page_or_table_hides_what_failed(run, planned, capsys):
     assert "the report could not be made: FileNotFoundError" in capsys.readouterr().out
 
 
+def test_a_figure_that_fails_after_the_check_does_not_cost_the_submission(run, planned, tmp_path, capsys):
+    planned[-1].parameters["submission"] = str(tmp_path / "run.csv")
+    write_json(tmp_path / "run.json", {"missing": {}, **read_json(run / "run.json")})
+    fail(run, "05_ensemble", "ValueError: a figure")
+    assert finish(run, planned, 1, ["05_ensemble"], 3.0) == 1
+    assert f"submission  {tmp_path / 'run.csv'}\n" in capsys.readouterr().out
+    os.utime(tmp_path / "run.json", (1, 1))  # of an earlier run
+    assert finish(run, planned, 1, ["05_ensemble"], 3.0) == 1
+    assert "submission  " not in capsys.readouterr().out
+
+
 def test_processes_of_a_killed_run_are_ended_and_no_others(tmp_path):
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
     places = (tmp_path / "run" / "03_train", tmp_path / "run", tmp_path / "run-2", "")

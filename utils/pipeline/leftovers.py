@@ -28,7 +28,8 @@ def end_with_run() -> None:
 
     def watch() -> None:
         with suppress(psutil.NoSuchProcess):
-            while psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE:
+            owner = psutil.Process(int(number))
+            while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.5)
         os._exit(1)
 

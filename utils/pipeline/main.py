@@ -25,8 +25,8 @@ from utils.pipeline.run_notebook import say
 
 SNAKEMAKE = "from utils.pipeline.leftovers import end_with_run as w; w(); from snakemake.cli import main; main()"
 
-
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that stop a run: Ctrl-C, the system's shutdown, a closed terminal."""
 
 
 def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
@@ -71,12 +71,12 @@ def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -
     Where fold models failed, the others vote, if there is at least one: the ensemble is then made, but counts as not
     done. Snakemake is started once more where it ended before it had tried every step, as one does that was killed.
     """
-    for _ in range(2):
+    status, _ = snakemake(run, options, local)
+    left = not_done(run, planned)
+    if status and untried(run, planned, left):
+        say(f"Snakemake ended early, with status {status}; it is started once more")
         status, _ = snakemake(run, options, local)
         left = not_done(run, planned)
-        if not status or not untried(run, planned, left):
-            break
-        say(f"Snakemake ended early, with status {status}")
     missing = missing_fold_models(run, planned, left)
     if status and missing:
         target = vote_without(run, planned[-1], missing)

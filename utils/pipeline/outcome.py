@@ -1,9 +1,11 @@
 """What came of a run: the steps that failed and why, the vote without them, leaderboard, report and submission."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from utils.files import read_json, shown
+from utils.files import ROOT, read_json, shown
 from utils.pipeline.changes import prepare_partial
 from utils.pipeline.profile import Step
 from utils.pipeline.run_notebook import say
@@ -52,8 +54,8 @@ def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes
         failed |= not _printed("the leaderboard", lambda: f"\n{show_leaderboard(run)}\n")
         failed |= not _printed("the report", lambda: f"report      {shown(write_report(run))}")
     last = planned[-1]
-    made = read_json(run / last.name / "metrics.json", {})
-    if made and last.parameters.get("submission"):
+    made = _submission(run, last, time.time() - 60 * minutes)
+    if made:
         missing = made.get("missing", {})
         partial = f"  PARTIAL: {len(last.after) - len(missing)} of {len(last.after)} fold models" if missing else ""
         print(f"submission  {last.parameters['submission']}{partial}", flush=True)
@@ -70,6 +72,19 @@ def vote_without(run: Path, ensemble: Step, missing: dict[str, str]) -> str:
         print(f"         without {name}: {reason}")
     prepare_partial(run, ensemble, missing)
     return f"{ensemble.name}/metrics.json"
+
+
+def _submission(run: Path, last: Step, began: float) -> dict[str, Any]:
+    """What the last step says about the submission it made, {} if it made none.
+
+    The file beside the CSV is written as soon as the CSV has passed its check, so a figure that fails after that does
+    not cost the submission. began: when this run began, in seconds of `time.time()`.
+    """
+    if not last.parameters.get("submission"):
+        return {}
+    beside = (ROOT / last.parameters["submission"]).with_suffix(".json")
+    of_now = read_json(beside) if beside.exists() and beside.stat().st_mtime > began else {}
+    return read_json(run / last.name / "metrics.json", of_now)
 
 
 def _causes(planned: list[Step], left: list[str]) -> list[Step]:
