@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,12 @@ class SmallRun:
         exact = [path for path in files if path.suffix in (".npz", ".safetensors") or "submissions" in path.parts]
         return {str(path.relative_to(self.root)): path.read_bytes() if path in exact else b"" for path in files}
 
+    def stop(self) -> None:
+        """End whatever still runs, for a script or test that ends early."""
+        for process, _, _ in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def trained(self) -> dict[str, int]:
         """The number of epochs that each finished training has printed so far, repeated ones included."""
         logs = {path.parent: path.parent / "log.txt" for path in self.run.glob("03_train/*/*/metrics.json")}
@@ -214,8 +221,10 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=1)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        small = SmallRun(Path(folder))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with ExitStack() as stack:
+        small = SmallRun(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))))
+        stack.callback(small.stop)
         small.clear()
         began = time.monotonic()
         status, _ = small.finish(starts=1)

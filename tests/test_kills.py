@@ -2,13 +2,21 @@
 
 import signal
 
+import pytest
+
 from tests.kills import SmallRun
 from utils.files import read_json
 from utils.submission import check
 
 
-def test_after_a_failed_fold_model_and_kills_everything_is_as_in_an_undisturbed_run(tmp_path):
+@pytest.fixture
+def small(tmp_path):
     small = SmallRun(tmp_path)
+    yield small
+    small.stop()
+
+
+def test_after_a_failed_fold_model_and_kills_everything_is_as_in_an_undisturbed_run(small):
     small.clear()
     assert small.finish(starts=1) == (0, 1), small.printed.read_text()
     undisturbed = small.results()

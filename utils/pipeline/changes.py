@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from utils.files import ROOT, read_json, shown, write_json, write_text
-from utils.pipeline.profile import NOTEBOOKS, Profile, Step
+from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
 from utils.pipeline.run_notebook import set_aside
 
 WITHOUT_EFFECT = ("num_workers", "device", "wandb_project")
@@ -89,8 +89,8 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         "folds": profile.folds,
         "threads": profile.threads,
         "steps": [step.name for step in planned],
-        "voting": planned[-1].after,
-        "submission": planned[-1].parameters.get("submission", ""),
+        "voting": submitting(planned).after,
+        "submission": submitting(planned).parameters.get("submission", ""),
         "folds_of": folds_of,
     }
     write_json(run / "run.json", about)

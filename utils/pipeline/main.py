@@ -20,7 +20,7 @@ from utils.pipeline.changes import RunError, copy_for_preview, prepare_data, pre
 from utils.pipeline.leftovers import OWNER, clean_up, end_processes, kernel_folder
 from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
 from utils.pipeline.plugins import assign_plugins
-from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps
+from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps, submitting
 from utils.pipeline.run_notebook import say
 
 SNAKEMAKE = "from utils.pipeline.leftovers import end_with_run as w; w(); from snakemake.cli import main; main()"
@@ -79,7 +79,7 @@ def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -
         left = not_done(run, planned)
     missing = missing_fold_models(run, planned, left)
     if status and missing:
-        target = vote_without(run, planned[-1], missing)
+        target = vote_without(run, submitting(planned), missing)
         snakemake(run, [target, *options, "--allowed-rules", "ensemble"], local)
     return status, left
 

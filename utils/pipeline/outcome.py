@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.files import ROOT, read_json, shown
 from utils.pipeline.changes import prepare_partial
-from utils.pipeline.profile import Step
+from utils.pipeline.profile import Step, submitting
 from utils.pipeline.run_notebook import say
 
 
@@ -30,12 +30,13 @@ def untried(run: Path, planned: list[Step], left: list[str]) -> list[str]:
 def missing_fold_models(run: Path, planned: list[Step], left: list[str]) -> dict[str, str]:
     """The fold models that can't vote, such as unet/fold0, with the reason; {} where none or all are missing."""
     steps, missing = {step.name: step for step in planned}, {}
-    for voter in [name for name in planned[-1].after if name in left]:
+    voters = submitting(planned).after
+    for voter in [name for name in voters if name in left]:
         cause = voter
         while needed := [name for name in steps[cause].after if name in left]:
             cause = needed[0]
         missing[voter.partition("/")[2]] = f"{cause} failed: {_error(run, cause).splitlines()[-1][:200]}"
-    return missing if len(missing) < len(planned[-1].after) else {}
+    return missing if len(missing) < len(voters) else {}
 
 
 def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes: float) -> int:
@@ -53,7 +54,7 @@ def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes
 
         failed |= not _printed("the leaderboard", lambda: f"\n{show_leaderboard(run)}\n")
         failed |= not _printed("the report", lambda: f"report      {shown(write_report(run))}")
-    last = planned[-1]
+    last = submitting(planned)
     made = _submission(run, last, time.time() - 60 * minutes)
     if made:
         missing = made.get("missing", {})

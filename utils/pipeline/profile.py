@@ -155,6 +155,11 @@ def _nested(values: Section) -> list[str]:
     return []
 
 
+def submitting(planned: list[Step]) -> Step:
+    """The step that makes the submission; without one, the last step."""
+    return next((step for step in planned if step.parameters.get("submission")), planned[-1])
+
+
 def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
     try:
         return declared(ROOT / "notebooks" / f"{name}.ipynb")
