@@ -26,6 +26,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from utils.files import ROOT, WORKS_FOR
+from utils.pipeline.leftovers import kernel_folder
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 PROCESSES = {
@@ -42,7 +43,8 @@ threads: 1
 jobs: 2
 parameters: {n_folds: 2, seed: 0, plugins: [faulty.py]}
 folds: [0, 1]
-train: {image_size: 64, epochs: 3, batch_size: 4, precision: 32-true, loss: bce_dice + 0.5*faulty}
+train: {image_size: 64, epochs: 3, batch_size: 2, precision: 32-true, loss: bce_dice + 0.5*faulty,
+        start_from_prior: false}   # so that masks are not empty after six steps
 models:
   thin: {architecture: deeplabv3plus, encoder: tu-mobilenetv3_small_050, model_options: {decoder_channels: 16}}
 """
@@ -188,6 +190,7 @@ class SmallRun:
                 pass
         except Timeout:
             found.append("the run is still locked")
+        found += [f"connection files of kernels: {folder}" for folder in [kernel_folder(self.run)] if folder.exists()]
         left = [path for path in self.temporary.rglob("*") if path.is_file() and path.suffix != ".lock"]
         return found + [f"temporary file: {path.relative_to(self.temporary)}" for path in left]
 

@@ -63,7 +63,7 @@ def end_processes(folder: Path) -> None:
 
 
 def kernel_folder(run: Path) -> Path:
-    """Where Jupyter keeps the connection files of the run's kernels; a killed one would leave its file for ever."""
+    """Where the connection files of the run's kernels are; a process that is killed would leave its file for ever."""
     from jupyter_core.paths import jupyter_runtime_dir
 
     return Path(jupyter_runtime_dir()) / f"hand-bone-{hashlib.sha256(bytes(run.resolve())).hexdigest()[:16]}"

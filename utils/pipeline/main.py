@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from utils.errors import Problems
 from utils.files import ROOT, WORKS_FOR, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_data, prepare_run
-from utils.pipeline.leftovers import OWNER, clean_up, end_processes, kernel_folder
+from utils.pipeline.leftovers import OWNER, clean_up, end_processes
 from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps, submitting
@@ -40,7 +40,6 @@ def snakemake(run: Path, options: list[str], local: bool = True, output: int | N
     command += ["--directory", str(run), "--nolock", "--ignore-incomplete", "--keep-going"]
     command += ["--rerun-triggers", "mtime", "--retries", "1", *options]
     environment = {OWNER: f"{socket.gethostname()} {os.getpid()}", WORKS_FOR: str(run.resolve())}
-    environment["JUPYTER_RUNTIME_DIR"] = str(kernel_folder(run))
     process = None
     try:
         process = subprocess.Popen(

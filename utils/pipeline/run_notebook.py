@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from utils.files import ROOT, read_json, write_json, write_text
-from utils.pipeline.leftovers import end_processes, end_with_run
+from utils.pipeline.leftovers import end_processes, end_with_run, kernel_folder
 
 
 def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
@@ -79,6 +80,8 @@ def _execute(run: Path, name: str, threads: int) -> str:
             write_text(path, text)
 
     papermill_io.register(str(run), Whole())
+    kernel_folder(run).mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(kernel_folder(run))  # of this process, not of the kernel
 
     notebook, _, fold_model = name.partition("/")
     files = [run / "parameters" / f"{name}{ending}.yaml" for ending in ("", ".others")]
