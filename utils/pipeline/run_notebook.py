@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from utils.files import ROOT, read_json, write_json, write_text
@@ -80,8 +81,9 @@ def _execute(run: Path, name: str, threads: int) -> str:
             write_text(path, text)
 
     papermill_io.register(str(run), Whole())
-    kernel_folder(run).mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(kernel_folder(run))  # of this process, not of the kernel
+    with suppress(OSError):  # without a home folder, they stay in the system's temporary folder
+        kernel_folder(run).mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = str(kernel_folder(run))  # of this process, not of the kernel
 
     notebook, _, fold_model = name.partition("/")
     files = [run / "parameters" / f"{name}{ending}.yaml" for ending in ("", ".others")]
