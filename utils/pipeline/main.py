@@ -70,6 +70,8 @@ def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -
     Where fold models failed, the others vote, if there is at least one: the ensemble is then made, but counts as not
     done. Snakemake is started once more where it ended before it had tried every step, as one does that was killed.
     """
+    for step in planned:  # the failures of an earlier start
+        (run / step.name / "failed.txt").unlink(missing_ok=True)
     status, _ = snakemake(run, options, local)
     left = not_done(run, planned)
     if status and untried(run, planned, left):
