@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from utils.data.competition import HAND_BONES, read_classes, read_index
+from utils.data.competition import HAND_BONES, DataError, read_classes, read_index
 from utils.files import replacing
 from utils.formats import coco_rle
 from utils.formats.coco_read import class_names, read_dataset
@@ -35,7 +35,7 @@ def to_coco(
     each_polygon: bool = False,
     split: str = "train",
     folds: str | Path | None = None,
-    fold: int = -1,
+    fold: int = 0,
 ) -> list[Path]:
     """Write a data folder's annotations as COCO; file names are `<ID>/<name>.png`, relative to `<data>/<split>/DCM`.
 
@@ -162,20 +162,27 @@ def write_results(results: Sequence[dict[str, Any]], path: str | Path, as_dictio
         temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def results_of_submission(submission: pd.DataFrame, table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
+def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
     """COCO results of a submission's masks, each with score 1; empty masks are left out.
 
     Args:
-        submission: columns image_name, class, rle (`utils.submission.read`).
+        path: the CSV file, with the columns image_name, class and rle.
         table: the index of the images, in the order in which `to_coco` numbers them.
         classes: the class names.
 
     Raises:
-        DataError: with all rows of unknown images or classes, malformed masks, and masks past the image's end.
+        DataError: for a file that is no submission; with all rows of unknown images or classes, malformed masks, and
+            masks past the image's end.
     """
+    try:
+        submission = pd.read_csv(path, dtype=str, keep_default_na=False)[["image_name", "class", "rle"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: not a submission", [f"expected the columns image_name, class, rle ({error})"]
+        ) from error
     images = {row.image_name: (number, row.size) for number, row in enumerate(images_of(table), 1)}
     results, problems = [], []
-    for line, name, label, text in submission[["image_name", "class", "rle"]].itertuples(name=None):
+    for line, (name, label, text) in enumerate(submission.itertuples(index=False, name=None), 2):
         if name not in images or label not in classes:
             problems.append(f"line {line}: no image {name!r} or no class {label!r} in the data")
             continue
@@ -190,5 +197,5 @@ def results_of_submission(submission: pd.DataFrame, table: pd.DataFrame, classes
         if mask.size:
             record = _of_mask(mask, corner, size)
             results.append({"image_id": number, "category_id": classes.index(label) + 1, "score": 1.0, **record})
-    refuse("this submission can't be converted", problems)
+    refuse(f"{path}: this submission can't be converted", problems)
     return results

@@ -32,7 +32,8 @@ class ImageFiles:
         if len(ends or found) != 1:
             where = f"no image file {last!r} in {self.folder}" if not found else f"{len(found)} image files {last!r}"
             raise ValueError(f"{name}: {where}; give the folder that holds the images with --images")
-        return (ends or found)[0], plain
+        path = (ends or found)[0]
+        return path, str(PurePosixPath(plain).with_name(path.name))
 
 
 def plain_name(name: str) -> str:

@@ -57,7 +57,8 @@ def to_yolo(data_dir: str | Path, out: str | Path, folds: str | Path | None = No
     with new_folder(out) as folder:
         each_image(images_of(table), classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
         write_dataset_yaml(folder, parts, classes)
-    counts = ", ".join(f"{list(parts.values()).count(part)} {part}" for part in dict.fromkeys(parts.values()))
+    found = list(parts.values())
+    counts = ", ".join(f"{found.count(part)} {part}" for part in ("train", "val", "test") if part in found)
     return f"{out}: {counts} images, {len(classes)} classes; train with data={Path(out) / 'dataset.yaml'}"
 
 
