@@ -5,7 +5,6 @@ faster-coco-eval. P and R are precision and recall at IoU 0.5, at the score thre
 is highest.
 """
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 
 from utils.data.competition import DataError
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
+from utils.formats.folder import refuse
 
 COLUMNS = ["P", "R", "mAP50", "mAP75", "mAP50-95"]
 ALL = "all"
@@ -33,12 +33,13 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
         for a class without instances. The columns of masks are missing if one result has a box only.
 
     Raises:
-        DataError: with everything wrong in one of the files; if there are no results.
+        DataError: with everything wrong in one of the files; if there are no results or no true instances.
     """
     dataset = read_dataset(truth)
     results = read_results(prediction, dataset)
-    if not results:
-        raise DataError(f"{prediction}: nothing to score", ["there are no results in it"])
+    empty = [f"there are no results in {prediction}"] if not results else []
+    empty += [f"there are no true instances in {truth}"] if not dataset.annotations else []
+    refuse("nothing to score", empty)
     names = {i: dataset.categories[i] for i in sorted(dataset.categories)}
     shown = {(a.category_id, a.image_id) for a in dataset.annotations}
     instances = pd.Series([a.category_id for a in dataset.annotations], dtype=object).value_counts()
@@ -72,17 +73,27 @@ def _evaluate(dataset: Dataset, results: Sequence[Annotation], kind: str) -> np.
             "annotations": _entries(dataset.annotations, dataset),
         }
     )
-    evaluation = COCOeval_faster(truth, truth.loadRes(_entries(results, dataset)), kind, extra_calc=True)
-    with contextlib.redirect_stdout(None):
+    found = truth.loadRes(_entries(results, dataset))
+    evaluations = [COCOeval_faster(truth, found, kind, extra_calc=True) for _ in range(2)]
+    # `matched` joins the matches of all IoU thresholds and sizes, so P and R need an evaluation at 0.5 alone
+    evaluations[1].params.iouThrs = np.array([0.5])
+    evaluations[1].params.areaRng, evaluations[1].params.areaRngLbl = evaluations[1].params.areaRng[:1], ["all"]
+    for evaluation in evaluations:
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recall thresholds, categories
-    precision = np.where(precision < 0, np.nan, precision)
-    found = precision.mean(axis=1)
-    average = np.column_stack([found[0], found[5], found.mean(axis=0)])
-    matched = {int(pair.partition("_")[0]) for pair, iou in evaluation.eval["matched"].items() if iou >= 0.5}
-    correct = np.array([i in matched for i in range(1, len(results) + 1)])
-    return np.column_stack([_best_f1(dataset, results, correct), average])
+    precision = evaluations[0].eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recall thresholds, categories
+    average = np.where(precision < 0, np.nan, precision).mean(axis=1)
+    average = np.column_stack([average[0], average[5], average.mean(axis=0)])
+    matched = dict(map(int, pair.split("_")) for pair in evaluations[1].eval["matched"])  # result: true instance
+    crowd = [number in matched and dataset.annotations[matched[number] - 1].crowd for number in _ids(results)]
+    counted = [result for result, ignored in zip(results, crowd, strict=True) if not ignored]
+    correct = [number in matched for number, ignored in zip(_ids(results), crowd, strict=True) if not ignored]
+    return np.column_stack([_best_f1(dataset, counted, np.array(correct)), average])
+
+
+def _ids(entries: Sequence[Any]) -> range:
+    """The ids that `_entries` gives."""
+    return range(1, len(entries) + 1)
 
 
 def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarray) -> np.ndarray:
@@ -115,13 +126,13 @@ def _numbered(images: dict[Any, Any]) -> Iterable[tuple[int, Any]]:
     return enumerate(images.values(), 1)
 
 
-def _entries(annotations: Iterable[Annotation], dataset: Dataset) -> list[dict[str, Any]]:
+def _entries(annotations: Sequence[Annotation], dataset: Dataset) -> list[dict[str, Any]]:
     """Annotations or results as faster-coco-eval wants them: all masks as compressed RLE, with area and box."""
     from faster_coco_eval.core import mask
 
     numbers = {i: number for number, i in enumerate(dataset.images, 1)}
     entries = []
-    for number, a in enumerate(annotations, 1):
+    for number, a in zip(_ids(annotations), annotations, strict=True):
         entry = {"id": number, "image_id": numbers[a.image_id], "category_id": a.category_id, "score": a.score}
         size = dataset.images[a.image_id].size
         segmentation = None
@@ -160,10 +171,10 @@ def score_class_maps(pairs: Iterable[tuple[np.ndarray, np.ndarray]], names: Sequ
             raise DataError(f"class maps {number}", [f"the sizes are {truth.shape} and {predicted.shape}"])
         counted = truth != 255
         values = np.stack([truth[counted], predicted[counted]]).astype(np.int64)
-        values[1, values[1] == 255] = count
-        if values.size and (values[0].max() >= count or values[1].max() > count):
-            raise DataError(f"class maps {number}", [f"value {values.max()}; expected 0 to {count - 1}, or 255"])
-        index = values[0] * (count + 1) + values[1]
+        unknown = values[(values >= count) & (values != 255)]
+        if unknown.size:
+            raise DataError(f"class maps {number}", [f"value {unknown[0]}; expected 0 to {count - 1}, or 255"])
+        index = values[0] * (count + 1) + np.minimum(values[1], count)
         confusion += np.bincount(index, minlength=confusion.size).reshape(confusion.shape)
     right, true = np.diag(confusion).astype(float), confusion.sum(axis=1)
     union = true + confusion[:, :count].sum(axis=0) - right
