@@ -22,7 +22,7 @@ from tests.formats import CLASSES, POLYGONS, SIZES, assert_same_polygons, export
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
 from utils.data.folds import read_folds, split_fold
 from utils.files import ROOT
-from utils.formats import class_maps, coco, coco_rle, cvat, labelme, yolo
+from utils.formats import class_maps, coco, coco_rle, commands, cvat, labelme, yolo
 from utils.formats.coco_read import read_dataset
 from utils.formats.folder import each_image, images_of
 from utils.formats.image_files import ImageFiles
@@ -460,33 +460,36 @@ def test_a_submission_becomes_coco_results(sample, tmp_path):
     assert "line 3" in error.value.problems[1] and "last row, 256" in error.value.problems[1]
 
 
-def test_commands(data, tmp_path):
+def test_commands(data, tmp_path, monkeypatch, capsys):
     """Every conversion as a command, with paths relative to the caller's folder."""
     (tmp_path / "lm").mkdir()
-    steps = {
-        ("to-coco", "data", "a.json"): "a.json\n",
-        ("to-coco", "data", "r.json", "--rle"): "r.json\n",
-        ("check-coco", "a.json", "--data", "data"): "OK: 3 images, 2 categories, 5 polygons\n",
-        ("check-coco", "r.json"): "OK: 3 images, 2 categories, 5 RLE\n",
-        (
-            "from-coco",
-            "a.json",
-            "fc",
-            "--images",
-            "data",
-        ): "fc: 3 images, 2 people (folders are people), 2 classes, 6 polygons\n",
-        ("to-yolo", "data", "y"): "y: 1 train, 2 val images, 2 classes",
-        ("from-yolo", "y", "fy", "--people", "image"): "fy: 3 images, 3 people",
-        ("to-png", "data", "p", "--pairs", "--fold", "-1"): "p: written\nwarning: ",
+    done = run("to-coco", "data", "a.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a.json\n", "")
+    monkeypatch.chdir(tmp_path)
+    said = {
+        "to-coco data r.json --rle": "r.json\n",
+        "check-coco a.json --data data": "OK: 3 images, 2 categories, 5 polygons\n",
+        "check-coco r.json": "OK: 3 images, 2 categories, 5 RLE\n",
+        "from-coco a.json fc --images data": "fc: 3 images, 2 people (folders are people), 2 classes, 6 polygons\n",
+        "to-yolo data y": "y: 1 train, 2 val images, 2 classes",
+        "from-yolo y fy --people image": "fy: 3 images, 3 people",
+        "to-png data p --pairs --fold -1": "p: written\nwarning: ",
     }
-    for arguments, expected in steps.items():
-        done = run(*arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(expected), (arguments, done)
-    again = run("to-yolo", "data", "y", cwd=tmp_path)
-    assert again.returncode == 1 and "y exists already" in again.stderr
-    for arguments in (("from-cvat", "a.json", "x"), ("from-labelme", "lm", "x"), ("check-coco", "nowhere.json")):
-        refused = run(*arguments, cwd=tmp_path)
-        assert refused.returncode == 1 and "Traceback" not in refused.stderr and not (tmp_path / "x").exists()
+    for line, expected in said.items():
+        monkeypatch.setattr(sys, "argv", ["formats", *line.split()])
+        commands.main()
+        assert capsys.readouterr().out.startswith(expected), line
+    refused = {
+        "to-yolo data y": "y exists already",
+        "from-cvat a.json x": "not an XML file",
+        "from-labelme lm x": "there are none",
+        "check-coco nowhere.json": "not a JSON file",
+    }
+    for line, expected in refused.items():
+        monkeypatch.setattr(sys, "argv", ["formats", *line.split()])
+        with pytest.raises(SystemExit, match=expected):
+            commands.main()
+    assert not (tmp_path / "x").exists()
 
 
 def test_it_starts_without_torch():

@@ -1,6 +1,7 @@
 """Data folders as other formats need them: read on all cores, split by folds, written from what was imported."""
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -69,7 +70,8 @@ def each_image(images: Sequence[Image], classes: list[str], function: Callable[[
     if len(chunks) < 2 or cores() < 2:
         done = list(map(work, chunks))
     else:
-        with ProcessPoolExecutor(min(cores(), len(chunks))) as pool:
+        # without garbage collection, which finds nothing in plain lists, reading takes a sixth less time
+        with ProcessPoolExecutor(min(cores(), len(chunks)), initializer=gc.disable) as pool:
             done = list(pool.map(work, chunks))
     refuse("these annotations can't be converted", [problem for _, problems in done for problem in problems])
     return [result for results, _ in done for result in results]
