@@ -307,6 +307,18 @@ def test_everything_wrong_in_a_cvat_file(data, tmp_path):
     assert refused(cvat.from_cvat, tmp_path / "a.xml", tmp_path / "back")
 
 
+def test_small_files_cannot_fill_the_memory(data, tmp_path):
+    huge = {"height": 10**6, "width": 10**6}
+    rle = {"size": [10**6, 10**6], "counts": [0, 10**12]}
+    path = export(
+        data, tmp_path / "a.json", images=lambda i: i | huge, annotations=lambda a: {**a, "segmentation": rle}
+    )
+    assert all("at most 268,435,456 are read" in problem for problem in refused(read_dataset, path))
+    mask = '<mask label="a" rle="0,1000000000000" left="0" top="0" width="1000000" height="1000000"/>'
+    (tmp_path / "a.xml").write_text(f'<annotations><image name="a" width="9" height="9">{mask}</image></annotations>')
+    assert "at most 268,435,456 are read" in refused(cvat.from_cvat, tmp_path / "a.xml", tmp_path / "back")[0]
+
+
 def test_images_of_one_name_are_refused(data, tmp_path):
     path = export(
         data, tmp_path / "a.json", images=lambda i: {**i, "file_name": f"{i['id']}/same.png", "width": 5, "height": 5}

@@ -12,6 +12,9 @@ import numpy as np
 
 from utils.masks import rle
 
+MOST_PIXELS = 2**28
+"""Pixels of an image at most: a text of few bytes must not fill the memory."""
+
 
 def encode(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
     """The compressed RLE of an image of `size` (H, W) that holds the bool (h, w) `mask` at `corner` (top, left)."""
@@ -46,6 +49,8 @@ def counts_of(segmentation: dict[str, Any]) -> np.ndarray:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**20 for n in size)):
         raise ValueError(f"RLE with size {size!r}; expected [height, width] in pixels")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"RLE of {size[0]} × {size[1]} pixels; at most {MOST_PIXELS:,} are read")
     if isinstance(counts, str):
         counts = _unpack(counts)
     elif isinstance(counts, Sequence) and all(type(n) is int and abs(n) < 2**40 for n in counts):

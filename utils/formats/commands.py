@@ -111,7 +111,7 @@ def _to_png(options: argparse.Namespace) -> str:
     cost = class_maps.to_png(
         options.data, options.out, options.folds, options.fold, options.pairs, options.ignore_overlaps
     )
-    return f"{options.out}: written\nwarning: {cost}"
+    return f"{options.out}: written\n{'warning: ' if cost.lost else ''}{cost}"
 
 
 def _check_coco(options: argparse.Namespace) -> str:

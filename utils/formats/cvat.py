@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.competition import HAND_BONES, DataError
+from utils.formats.coco_rle import MOST_PIXELS
 from utils.formats.folder import class_order, refuse
 from utils.formats.shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
 from utils.masks.outlines import outline
@@ -72,6 +73,8 @@ def _cvat_shape(element: ET.Element) -> list[Shape]:
         counts = np.array(value["rle"].split(","), np.int64)  # row by row, pixels outside first
     except KeyError as error:
         raise ValueError(f"it has no attribute {error}") from error
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"a mask of {width} × {height} pixels; at most {MOST_PIXELS:,} are read")
     if min(width, height) < 1 or (counts < 0).any() or counts.sum() != width * height:
         raise ValueError(f"its RLE has {counts.sum()} pixels; expected {width} × {height} = {width * height}")
     inside = np.arange(len(counts)) % 2 == 1
