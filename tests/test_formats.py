@@ -24,8 +24,8 @@ from utils.data.folds import read_folds, split_fold
 from utils.files import ROOT
 from utils.formats import class_maps, coco, coco_rle, commands, cvat, labelme, yolo
 from utils.formats.coco_read import read_dataset
-from utils.formats.folder import each_image, images_of
 from utils.formats.image_files import ImageFiles
+from utils.formats.read_folder import Image, _plain_annotation, each_image, images_of
 from utils.formats.shapes import Options
 from utils.masks import rle
 from utils.masks.labels import draw
@@ -46,6 +46,24 @@ def test_outlines_drawn_again_are_the_mask(mask, corner):
     polygons = outline(mask, corner)
     assert all(len(points) >= 3 for points in polygons)
     assert (draw(polygons, size) == whole).all()
+
+
+number = st.integers(-2, 12) | st.floats(-2, 12) | st.sampled_from(["3", None, True, 1e12, 10**400, [], {}])
+point = st.lists(number, min_size=1, max_size=3) | st.sampled_from(["ab", {"x": 1, "y": 2}])
+shape = st.fixed_dictionaries(
+    {"label": st.sampled_from(["a", "b", "c", None, []]), "points": st.lists(point, max_size=5)}
+)
+
+
+@given(st.lists(st.one_of(shape, st.none(), st.fixed_dictionaries({"label": st.just("a")})), max_size=3))
+def test_the_fast_reader_accepts_nothing_that_read_annotation_refuses(tmp_path_factory, annotations):
+    path = tmp_path_factory.getbasetemp() / "annotation.json"
+    path.write_text(json.dumps({"annotations": annotations}))
+    found = _plain_annotation(Image("x.png", "x", "", str(path), 9, 9), CLASSES)
+    if found is not None:
+        expected = read_annotation(path, CLASSES, (9, 9))
+        for name in CLASSES:
+            assert [p.tolist() for p in found[name]] == [p.tolist() for p in expected[name]]
 
 
 def test_a_ring_is_cut_into_polygons_and_a_disc_is_not():
@@ -205,8 +223,9 @@ def test_train_and_val_follow_the_runs_folds(sample, tmp_path):
     train, validation = (set(part["image_name"]) for part in split_fold(table, folds, 1))
     paths = coco.to_coco(sample, tmp_path / "a.json", folds=tmp_path / "folds.csv", fold=1)
     assert [p.name for p in paths] == ["a_train.json", "a_val.json"]
-    found = [{Path(p.file_name).name for p in read_dataset(path).images.values()} for path in paths]
-    assert found == [train, validation]
+    parts, whole = [read_dataset(path) for path in paths], coco.to_coco(sample, tmp_path / "whole.json")
+    assert [{Path(p.file_name).name for p in part.images.values()} for part in parts] == [train, validation]
+    assert parts[0].images | parts[1].images == read_dataset(*whole).images  # the same ids in all files
     yolo.to_yolo(sample, tmp_path / "y", tmp_path / "folds.csv", 1)
     class_maps.to_png(sample, tmp_path / "p", tmp_path / "folds.csv", 1)
     for folder in ("y/images", "p/images", "p/masks"):
@@ -473,7 +492,8 @@ def test_commands(data, tmp_path, monkeypatch, capsys):
         "from-coco a.json fc --images data": "fc: 3 images, 2 people (folders are people), 2 classes, 6 polygons\n",
         "to-yolo data y": "y: 1 train, 2 val images, 2 classes",
         "from-yolo y fy --people image": "fy: 3 images, 3 people",
-        "to-png data p --pairs --fold -1": "p: written\nwarning: ",
+        "to-png data p --pairs --fold -1": "p: written\n627 pixels",
+        "to-png data q --ignore-overlaps": "q: written\nwarning: 627 pixels",
     }
     for line, expected in said.items():
         monkeypatch.setattr(sys, "argv", ["formats", *line.split()])
@@ -484,6 +504,7 @@ def test_commands(data, tmp_path, monkeypatch, capsys):
         "from-cvat a.json x": "not an XML file",
         "from-labelme lm x": "there are none",
         "check-coco nowhere.json": "not a JSON file",
+        "to-coco data b.json --fold 1": "--folds FILE",
     }
     for line, expected in refused.items():
         monkeypatch.setattr(sys, "argv", ["formats", *line.split()])

@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.formats import POLYGONS, export, make_folder, run
 from utils.data.competition import DataError
-from utils.formats import coco, cvat, folder, labelme, yolo
+from utils.formats import coco, cvat, labelme, yolo
 from utils.formats.coco_read import read_dataset, read_results
 from utils.formats.shapes import Options
+from utils.formats.write_folder import Imported, write_folder
 
 
 @pytest.fixture
@@ -340,6 +341,6 @@ def test_names_cannot_leave_the_folder(data, tmp_path):
 
 
 def test_an_unreadable_image_leaves_no_folder(data, tmp_path):
-    image = folder.Imported(data / "train/outputs_json/ID1/one.json", "ID1/one.jpg", {})
-    assert "not a readable image" in refused(folder.write_folder, tmp_path / "x", [image], ["a"])[0]
+    image = Imported(data / "train/outputs_json/ID1/one.json", "ID1/one.jpg", {})
+    assert "not a readable image" in refused(write_folder, tmp_path / "x", [image], ["a"])[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from utils.data.competition import DataError, read_classes
-from utils.formats.folder import Image, Polygons, each_image, images_of, link, new_folder
+from utils.formats.read_folder import Image, Polygons, each_image, images_of
+from utils.formats.write_folder import link, new_folder
 from utils.formats.yolo import read_parts, write_dataset_yaml
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import draw_region

@@ -19,8 +19,9 @@ import pandas as pd
 from utils.data.competition import HAND_BONES, DataError, read_classes, read_index
 from utils.files import replacing
 from utils.formats import coco_rle
+from utils.formats.class_order import class_order
 from utils.formats.coco_read import class_names, read_dataset
-from utils.formats.folder import Image, Polygons, class_order, each_image, images_of, refuse, split_images
+from utils.formats.read_folder import Image, Polygons, each_image, images_of, refuse, split_images
 from utils.formats.shapes import DEFAULT, Options, Shape, write_shapes
 from utils.masks import rle
 from utils.masks.labels import draw_region
@@ -44,7 +45,8 @@ def to_coco(
         out: the JSON file to write.
         style: "polygon" or "rle" (compressed, the drawn mask).
         each_polygon: every polygon is an instance; otherwise the polygons of a class are one instance in parts.
-        split: "train", or "test" for its images without annotations, whose ids a prediction needs.
+        split: "train", or "test": its images, whose ids a prediction needs, with the masks of solution.csv as RLE if
+            the folder has that file, otherwise without annotations.
         folds: a run's folds.csv; with it, `fold`'s training and validation images are written to two files, called
             like `out` with _train and _val at the end.
         fold: the fold.
@@ -61,41 +63,48 @@ def to_coco(
     if folds is not None:
         train, validation = split_images(table, classes, folds, fold)
         parts = {out.with_stem(f"{out.stem}_{name}"): part for name, part in (("train", train), ("val", validation))}
+    ids = _image_ids(table)
+    solution = Path(data_dir, "solution.csv")
     for path, part in parts.items():
         images = images_of(part)
-        records = each_image(images, classes, partial(_instances, classes=classes, style=style, each=each_polygon))
-        write_dataset(path, images, records, classes)
+        if split == "test" and solution.exists():
+            true = _masks_of_solution(solution, table, classes)
+            records = [true[image.image_name] for image in images]
+        else:
+            records = each_image(images, classes, partial(_instances, classes=classes, style=style, each=each_polygon))
+        _write_dataset(path, [(ids[image.image_name], image) for image in images], records, classes)
     return list(parts)
 
 
-def write_dataset(
-    path: Path, images: Sequence[Image], records: Sequence[Sequence[bytes]], classes: Sequence[str]
-) -> None:
-    """Write a COCO file, whole or not at all.
+def _image_ids(table: pd.DataFrame) -> dict[str, int]:
+    """The id of each image: its place in the whole index, from 1, so that it is the same in all files of a split."""
+    return {name: number for number, name in enumerate(table["image_name"], 1)}
 
-    `records`: for each image its annotations as JSON, each without the beginning `{"id": …,"image_id": …,` and with a
-    comma at its end. Ids count from 1, in the order of `images`, of the annotations, and of `classes`.
-    """
+
+def _write_dataset(
+    path: Path, images: Sequence[tuple[int, Image]], records: Sequence[Sequence[bytes]], classes: Sequence[str]
+) -> None:
+    """Write a COCO file, whole or not at all, of (id, image) and, for each of them, its annotations (`_packed`)."""
     content = {
         "info": {"description": "polygons in pixels, x right, y down; a whole number is the middle of a pixel"},
         "licenses": [],
         "images": [
             {"id": i, "file_name": f"{image.ID}/{image.image_name}", "width": image.width, "height": image.height}
-            for i, image in enumerate(images, 1)
+            for i, image in images
         ],
         "categories": [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(classes, 1)],
     }
     pieces = [orjson.dumps(content)[:-1], b',"annotations":[']
-    for image, rests in enumerate(records, 1):
+    for (number, _), rests in zip(images, records, strict=True):
         for rest in rests:
-            pieces += (b'{"id":%d,"image_id":%d,' % (len(pieces) // 2, image), rest)
+            pieces += (b'{"id":%d,"image_id":%d,' % (len(pieces) // 2, number), rest)
     pieces[-1] = pieces[-1].removesuffix(b",")  # after the last annotation, or unchanged if there is none
     with replacing(path) as temporary:
         temporary.write_bytes(b"".join([*pieces, b"]}"]))
 
 
 def _instances(image: Image, polygons: Polygons, classes: list[str], style: str, each: bool) -> list[bytes]:
-    """The annotations of an image as `write_dataset` expects them."""
+    """The annotations of an image, packed."""
     records = []
     for category, name in enumerate(classes, 1):
         parts = polygons.get(name, [])
@@ -104,8 +113,22 @@ def _instances(image: Image, polygons: Polygons, classes: list[str], style: str,
             if len(shape) > 1 and style == "polygon":
                 record["area"] = _area_of_union(record["segmentation"], image.size)
             record |= {"category_id": category, "iscrowd": 0}
-            records.append(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)[1:] + b",")
+            records.append(_packed(record))
     return records
+
+
+def _masks_of_solution(path: Path, table: pd.DataFrame, classes: list[str]) -> dict[str, list[bytes]]:
+    """The true masks of the test images, packed, by image name."""
+    names, found = dict(enumerate(table["image_name"], 1)), defaultdict(list)
+    for result in results_of_submission(path, table, classes):
+        record = {key: result[key] for key in ("segmentation", "area", "bbox", "category_id")}
+        found[names[result["image_id"]]].append(_packed(record | {"iscrowd": 0}))
+    return found
+
+
+def _packed(record: dict[str, Any]) -> bytes:
+    """An annotation as JSON, without the `{` at its beginning, where ids are added later, and with a comma."""
+    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)[1:] + b","
 
 
 def _of_polygons(parts: list[np.ndarray]) -> dict[str, Any]:
@@ -167,7 +190,7 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
 
     Args:
         path: the CSV file, with the columns image_name, class and rle.
-        table: the index of the images, in the order in which `to_coco` numbers them.
+        table: the whole index of the images' split, whose places are the images' ids, as in `to_coco`.
         classes: the class names.
 
     Raises:
@@ -177,16 +200,15 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
     try:
         submission = pd.read_csv(path, dtype=str, keep_default_na=False)[["image_name", "class", "rle"]]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path}: not a submission", [f"expected the columns image_name, class, rle ({error})"]
-        ) from error
-    images = {row.image_name: (number, row.size) for number, row in enumerate(images_of(table), 1)}
+        problem = f"expected a CSV with the columns image_name, class and rle ({error})"
+        raise DataError(f"{path}: not a submission", [problem]) from error
+    ids, sizes = _image_ids(table), {image.image_name: image.size for image in images_of(table)}
     results, problems = [], []
     for line, (name, label, text) in enumerate(submission.itertuples(index=False, name=None), 2):
-        if name not in images or label not in classes:
+        if name not in ids or label not in classes:
             problems.append(f"line {line}: no image {name!r} or no class {label!r} in the data")
             continue
-        number, size = images[name]
+        size = sizes[name]
         try:
             mask, corner = rle.mask_region(text, size)
             if corner[0] + mask.shape[0] > size[0]:
@@ -196,6 +218,6 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
             continue
         if mask.size:
             record = _of_mask(mask, corner, size)
-            results.append({"image_id": number, "category_id": classes.index(label) + 1, "score": 1.0, **record})
+            results.append({"image_id": ids[name], "category_id": classes.index(label) + 1, "score": 1.0, **record})
     refuse(f"{path}: this submission can't be converted", problems)
     return results

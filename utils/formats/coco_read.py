@@ -6,7 +6,6 @@ polygons (or one flat list of numbers), or an RLE, compressed or not; an annotat
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ import orjson
 
 from utils.data.competition import DataError
 from utils.formats import coco_rle
-from utils.formats.folder import refuse
+from utils.formats.class_order import check_order
 from utils.formats.image_files import plain_name
+from utils.formats.read_folder import refuse
 from utils.masks.outlines import outline
 
 
@@ -126,15 +126,6 @@ def class_names(dataset: Dataset, where: str | Path) -> list[str]:
     """The categories' names by id. Raises DataError if the file lists them in another order: which one is meant?"""
     listed = list(dataset.categories.items())
     return check_order(listed, f"{where}: categories")
-
-
-def check_order(listed: Sequence[tuple[int, str]], where: str) -> list[str]:
-    """The names of (id, name) pairs. Raises DataError if their order is not that of the ids."""
-    if [number for number, _ in listed] != sorted(number for number, _ in listed):
-        pairs = ", ".join(f"{number}: {name}" for number, name in listed)
-        advice = "sort the list by id, or give the order with --classes FILE (one class a line)"
-        raise DataError(f"{where} are listed in another order than that of their ids", [f"found {pairs}", advice])
-    return [name for _, name in listed]
 
 
 def _load(path: str | Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.data.competition import DataError, read_classes, read_index
 from utils.formats import class_maps, coco, cvat, labelme, yolo
 from utils.formats.coco_read import class_names, is_dataset, read_dataset, read_results
-from utils.formats.folder import refuse
+from utils.formats.read_folder import refuse
 from utils.formats.shapes import Options
 
 IMPORTS = {
@@ -25,7 +25,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_exports(commands)
     for name, (_, source, about) in IMPORTS.items():
-        _add_import(commands.add_parser(name, help=f"{about}, to a data folder"), source, about)
+        command = commands.add_parser(name, help=f"{about}, to a data folder")
+        _add_import(command, source, about)
+        if name != "from-yolo":
+            command.add_argument("--images", default="", metavar="DIR", help="their folder (default: the labels')")
     command = commands.add_parser("check-coco", help="is this a valid COCO file, or are these valid COCO results?")
     command.add_argument("file", metavar="FILE")
     command.add_argument("--truth", default="", metavar="FILE", help="the COCO file that results belong to")
@@ -53,27 +56,24 @@ def _add_exports(commands: argparse._SubParsersAction) -> None:
         command.add_argument("out", metavar="OUT.json" if name == "to-coco" else "OUTDIR")
         without = "OUT_train.json, OUT_val.json; default: one file" if name == "to-coco" else "default: people in five"
         command.add_argument("--folds", metavar="FILE", help=f"a run's folds.csv ({without})")
-        command.add_argument("--fold", type=int, default=0, help="the fold to validate on; -1: none (default: 0)")
+        command.add_argument("--fold", type=int, help="the fold to validate on; -1: none (default: 0)")
     command = commands.choices["to-coco"]
     command.add_argument("--rle", action="store_true", help="masks as compressed RLE instead of polygons")
     command.add_argument("--each-polygon", action="store_true", help="an instance for each polygon, not for each class")
-    command.add_argument("--split", choices=("train", "test"), default="train", help="test: images, no annotations")
+    text = "test: with the masks of solution.csv, if there is one"
+    command.add_argument("--split", choices=("train", "test"), default="train", help=text)
     command.add_argument("--submission", metavar="CSV", help="write its masks of the split as COCO results instead")
     command.add_argument("--dictionary", action="store_true", help='results as {"annotations": […]}, not as a list')
     command = commands.choices["to-png"]
     text = "an extra class for each pair of classes with at least this mean IoU (0.02 without a number)"
     command.add_argument("--pairs", type=float, nargs="?", const=0.02, metavar="IOU", help=text)
-    command.add_argument(
-        "--ignore-overlaps", action="store_true", help="write 255 where classes without a pair overlap"
-    )
+    text = "write 255 where classes without a pair overlap"
+    command.add_argument("--ignore-overlaps", action="store_true", help=text)
 
 
 def _add_import(command: argparse.ArgumentParser, source: str, about: str) -> None:
     command.add_argument("source", metavar=source, help=about)
     command.add_argument("out", metavar="OUTDIR", help="the new data folder")
-    command.add_argument(
-        "--images", default="", metavar="DIR", help="folder of the images (default: beside the labels)"
-    )
     command.add_argument("--classes", default="", metavar="FILE", help="the classes in their order, one a line")
     text = "whose an image is: its folder's name, or each its own person's (auto: folders, if there are several)"
     command.add_argument("--people", choices=("auto", "folder", "image"), default="auto", help=text)
@@ -83,11 +83,11 @@ def _add_import(command: argparse.ArgumentParser, source: str, about: str) -> No
 def _run(options: argparse.Namespace) -> str:
     if options.command in IMPORTS:
         convert, _, _ = IMPORTS[options.command]
-        chosen = Options(options.images, options.classes, options.people, options.boxes)
+        chosen = Options(getattr(options, "images", ""), options.classes, options.people, options.boxes)
         return convert(options.source, options.out, chosen)
     return {
         "to-coco": _to_coco,
-        "to-yolo": lambda o: yolo.to_yolo(o.data, o.out, o.folds, o.fold),
+        "to-yolo": lambda o: yolo.to_yolo(o.data, o.out, o.folds, o.fold or 0),
         "to-png": _to_png,
         "check-coco": _check_coco,
         "score-coco": _score_coco,
@@ -95,10 +95,12 @@ def _run(options: argparse.Namespace) -> str:
 
 
 def _to_coco(options: argparse.Namespace) -> str:
+    if options.fold is not None and options.folds is None:
+        raise DataError("--fold alone changes nothing", ["name the run's folds.csv with --folds FILE"])
     if not options.submission:
         style = "rle" if options.rle else "polygon"
         paths = coco.to_coco(
-            options.data, options.out, style, options.each_polygon, options.split, options.folds, options.fold
+            options.data, options.out, style, options.each_polygon, options.split, options.folds, options.fold or 0
         )
         return "\n".join(map(str, paths))
     table, classes = read_index(options.data, (options.split,)), read_classes(options.data)
@@ -109,7 +111,7 @@ def _to_coco(options: argparse.Namespace) -> str:
 
 def _to_png(options: argparse.Namespace) -> str:
     cost = class_maps.to_png(
-        options.data, options.out, options.folds, options.fold, options.pairs, options.ignore_overlaps
+        options.data, options.out, options.folds, options.fold or 0, options.pairs, options.ignore_overlaps
     )
     return f"{options.out}: written\n{'warning: ' if cost.lost else ''}{cost}"
 

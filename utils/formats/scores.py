@@ -14,7 +14,7 @@ import pandas as pd
 
 from utils.data.competition import DataError
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
-from utils.formats.folder import refuse
+from utils.formats.read_folder import refuse
 
 COLUMNS = ["P", "R", "mAP50", "mAP75", "mAP50-95"]
 ALL = "all"

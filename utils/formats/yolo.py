@@ -16,23 +16,11 @@ import yaml
 
 from utils.data.competition import DataError, read_classes, read_index
 from utils.files import read_json
-from utils.formats.coco_read import check_order
-from utils.formats.folder import (
-    Image,
-    Imported,
-    Polygons,
-    class_order,
-    each_image,
-    images_of,
-    link,
-    new_folder,
-    read_class_file,
-    refuse,
-    split_images,
-    write_folder,
-)
+from utils.formats.class_order import check_order, class_order, read_class_file
 from utils.formats.image_files import SUFFIXES, image_size
+from utils.formats.read_folder import Image, Polygons, each_image, images_of, refuse, split_images
 from utils.formats.shapes import DEFAULT, Options
+from utils.formats.write_folder import Imported, link, new_folder, write_folder
 from utils.masks.labels import draw_region
 from utils.masks.outlines import outline
 
