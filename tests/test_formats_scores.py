@@ -11,6 +11,7 @@ from tests.formats import make_folder, run
 from utils.data.competition import DataError, read_classes
 from utils.formats import coco
 from utils.formats.scores import COLUMNS, score_class_maps, score_coco
+from utils.masks.labels import draw
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,26 @@ def test_precision_and_recall_at_the_best_mean_f1(files, title, kind):
         precision, recall = right / np.maximum(all_taken, 1), right / total
         f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).mean()
         if best is None or f1 > best[0]:
-            best = (f1, precision, recall)
+            best = (f1, precision, recall, threshold)
     table = score_coco(files / "truth.json", files / "list.json")
     assert table[f"{title} P"].tolist() == pytest.approx([best[1].mean(), *best[1]])
     assert table[f"{title} R"].tolist() == pytest.approx([best[2].mean(), *best[2]])
+    if title == "mask":
+        truth, results = (json.loads((files / name).read_text()) for name in ("truth.json", "list.json"))
+        true = drawn(truth["annotations"])
+        found = drawn([result for result in results if result["score"] >= best[3]])
+        both, sums = (true & found).sum((2, 3)), true.sum((2, 3)) + found.sum((2, 3))
+        dice = ((2 * both + 1e-4) / (sums + 1e-4)).mean(axis=0)
+        assert table["Dice"].tolist() == pytest.approx([dice.mean(), *dice])
+
+
+def drawn(annotations):
+    """The masks of the sample's 12 images and 29 classes."""
+    masks = np.zeros((12, 29, 256, 256), bool)
+    for a in annotations:
+        points = np.rint(np.reshape(a["segmentation"][0], (-1, 2))).astype(np.int32)
+        masks[a["image_id"] - 1, a["category_id"] - 1] |= draw([points], (256, 256))
+    return masks
 
 
 def test_list_and_dictionary_are_the_same_and_names_are_ids_too(files, tmp_path):
@@ -120,6 +137,7 @@ def test_true_masks_score_one(sample, tmp_path):
     assert (table["images"] == 12).all() and table["instances"].tolist() == [348, *[12] * 29]
     for title in ("box", "mask"):
         assert table[[f"{title} {column}" for column in COLUMNS]].to_numpy() == pytest.approx(1)
+    assert table["Dice"].to_numpy() == pytest.approx(1)
 
 
 def test_absent_classes_and_boxes_alone(tmp_path):

@@ -2,10 +2,12 @@
 
 Average precision is COCO's (101 recall thresholds, at most 100 instances per image and class), computed by
 faster-coco-eval. P and R are precision and recall at IoU 0.5, at the score threshold where the mean F1 over the classes
-is highest.
+is highest. Dice is the competition's, of the drawn masks with at least that score, together one mask for each class.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError
+from utils.formats import coco_rle
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
 from utils.formats.read_folder import refuse
+from utils.masks import rle
+from utils.masks.dice import dice_of_areas
+from utils.masks.labels import draw_region
 
 COLUMNS = ["P", "R", "mAP50", "mAP75", "mAP50-95"]
 ALL = "all"
@@ -29,8 +35,9 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
 
     Returns:
         A row for all classes (the mean over those that are there) and one for each class, by category id. Columns:
-        class, images (that show it), instances; and for box and mask each of COLUMNS, such as "mask mAP50", 0 to 1, NaN
-        for a class without instances. The columns of masks are missing if one result has a box only.
+        class, images (that show it), instances; for box and mask each of COLUMNS, such as "mask mAP50", 0 to 1, NaN for
+        a class without instances; and Dice, for which a class that neither shows counts 1, as in the competition. The
+        columns of masks and Dice are missing if one result has a box only.
 
     Raises:
         DataError: with everything wrong in one of the files; if there are no results or no true instances.
@@ -53,14 +60,18 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
     for title, kind in (("box", "bbox"), ("mask", "segm")):
         if kind == "segm" and not all(a.polygons or a.rle for a in results):
             continue
-        scores = _evaluate(dataset, results, kind)
+        scores, threshold = _evaluate(dataset, results, kind)
         for place, column in enumerate(COLUMNS):
             table[f"{title} {column}"] = [np.nanmean(scores[:, place]), *scores[:, place]]
+        if kind == "segm":
+            dice = _dice(dataset, [result for result in results if result.score >= threshold])
+            table["Dice"] = [dice.mean(), *dice]
     return table
 
 
-def _evaluate(dataset: Dataset, results: Sequence[Annotation], kind: str) -> np.ndarray:
-    """The values of COLUMNS for each category by id, (categories, 5), NaN where there are no instances."""
+def _evaluate(dataset: Dataset, results: Sequence[Annotation], kind: str) -> tuple[np.ndarray, float]:
+    """The values of COLUMNS for each category by id, (categories, 5), NaN where there are no instances; and the score
+    threshold of P and R."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth = COCO(
@@ -88,7 +99,8 @@ def _evaluate(dataset: Dataset, results: Sequence[Annotation], kind: str) -> np.
     crowd = [number in matched and dataset.annotations[matched[number] - 1].crowd for number in _ids(results)]
     counted = [result for result, ignored in zip(results, crowd, strict=True) if not ignored]
     correct = [number in matched for number, ignored in zip(_ids(results), crowd, strict=True) if not ignored]
-    return np.column_stack([_best_f1(dataset, counted, np.array(correct)), average])
+    best, threshold = _best_f1(dataset, counted, np.array(correct))
+    return np.column_stack([best, average]), threshold
 
 
 def _ids(entries: Sequence[Any]) -> range:
@@ -96,8 +108,8 @@ def _ids(entries: Sequence[Any]) -> range:
     return range(1, len(entries) + 1)
 
 
-def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarray) -> np.ndarray:
-    """P and R of each category by id, (categories, 2), at the score threshold with the highest mean F1.
+def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarray) -> tuple[np.ndarray, float]:
+    """P and R of each category by id, (categories, 2), at the score threshold with the highest mean F1; and it.
 
     `correct`: for each result, whether it matches a true instance of its class with an IoU of at least 0.5.
     """
@@ -118,7 +130,31 @@ def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarra
     precision = np.where(np.isnan(recall), np.nan, precision)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(np.nanmean(f1, axis=0).argmax())
-    return np.column_stack([precision[:, best], recall[:, best]])
+    return np.column_stack([precision[:, best], recall[:, best]]), float(thresholds[best])
+
+
+def _dice(dataset: Dataset, results: Sequence[Annotation]) -> np.ndarray:
+    """The mean Dice of each category by id over all images, (categories,)."""
+    keys = list(product(dataset.images, sorted(dataset.categories)))
+    grouped: list[dict[tuple, list[Annotation]]] = [defaultdict(list), defaultdict(list)]
+    for group, annotations in zip(grouped, (dataset.annotations, results), strict=True):
+        for a in annotations:
+            group[a.image_id, a.category_id].append(a)
+    areas = []
+    for key in keys:
+        true, found = (_runs(group[key], dataset.images[key[0]].size) for group in grouped)
+        areas.append((rle.overlap(true, found).sum(), *((ends - starts).sum() for starts, ends in (true, found))))
+    return dice_of_areas(*np.array(areas).T).reshape(len(dataset.images), -1).mean(axis=0)
+
+
+def _runs(annotations: Sequence[Annotation], size: tuple[int, int]) -> rle.Runs:
+    """The pixels of the masks together, polygons drawn as the competition draws them."""
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for a in annotations:
+        drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
+        region = coco_rle.decode(a.rle) if a.rle is not None else drawn
+        parts.append(rle.region_runs(*region, size[1]))
+    return rle.majority(*zip(*parts, strict=True), 1)
 
 
 def _numbered(images: dict[Any, Any]) -> Iterable[tuple[int, Any]]:
