@@ -55,15 +55,45 @@ shape = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(st.one_of(shape, st.none(), st.fixed_dictionaries({"label": st.just("a")})), max_size=3))
-def test_the_fast_reader_accepts_nothing_that_read_annotation_refuses(tmp_path_factory, annotations):
+whole = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=2, max_size=5)
+usual = st.fixed_dictionaries({"label": st.sampled_from(CLASSES), "points": whole})
+
+
+@given(
+    st.lists(usual | usual | shape | st.none() | st.fixed_dictionaries({"label": st.just("a")}), max_size=3),
+    st.sampled_from([(", ", ": "), (",", ":"), (" , ", " : ")]),
+    st.sampled_from([None, 1]),
+)
+def test_the_fast_reader_accepts_nothing_that_read_annotation_refuses(
+    tmp_path_factory, annotations, separators, indent
+):
     path = tmp_path_factory.getbasetemp() / "annotation.json"
-    path.write_text(json.dumps({"annotations": annotations}))
+    path.write_text(json.dumps({"annotations": annotations}, separators=separators, indent=indent))
     found = _plain_annotation(Image("x.png", "x", "", str(path), 9, 9), CLASSES)
     if found is not None:
         expected = read_annotation(path, CLASSES, (9, 9))
         for name in CLASSES:
             assert [p.tolist() for p in found[name]] == [p.tolist() for p in expected[name]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"label": "a", "points": [[1, 2], [3, 4], [5, ]]}]',
+        '[{"label": "a", "points": [[, 2], [3, 4 7], [5, 6]]}]',
+        '[{"label": "a", "points": [[1, 2], [3, 4], [5, 6]], "points": [[1, 2], [3, 4], [5, 7]]}]',
+        '[{"label": "a", "points": [[1, 2], [3, 4], [5, 6]]}, {"points": [[1, 2], [3, 4], [5, 7]]}]',
+        '[{"label": "a", "attributes": {"points": [[1, 2], [3, 4], [5, 6]]}}]',
+        '[{"label": "a", "points": [[1, 2], [3, 4], [5, 6]]]',
+        '[{"label": "a", "points": [[1, 2], [3, 4], [5, 6]',
+    ],
+)
+def test_text_that_is_not_as_usual_is_left_to_read_annotation(tmp_path, text):
+    (tmp_path / "a.json").write_text(f'{{"annotations": {text}}}')
+    assert _plain_annotation(Image("x.png", "x", "", str(tmp_path / "a.json"), 9, 9), CLASSES) is None
+    (tmp_path / "a.json").write_text('{"annotations": [{"label": "a", "points": [[1, 2], [3,4], [5, 6]]}]}')
+    found = _plain_annotation(Image("x.png", "x", "", str(tmp_path / "a.json"), 9, 9), CLASSES)
+    assert found["b"] == [] and found["a"][0].tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_a_ring_is_cut_into_polygons_and_a_disc_is_not():

@@ -2,10 +2,9 @@
 
 import functools
 import gc
-from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,12 @@ import pandas as pd
 from utils.data.competition import DataError, read_annotation
 from utils.data.folds import assign_folds, read_folds, split_fold
 from utils.files import cores
+from utils.masks import digits
 
 CHUNK = 40
 """Images that a process reads at a time; fewer than two chunks are read without processes."""
+
+BLANKS = bytes.maketrans(b"[],", b"   ")
 
 Polygons = dict[str, list[np.ndarray]]
 """For each class its polygons, (n, 2) x-y points in pixels, together one mask."""
@@ -78,29 +80,35 @@ def _chunk(
 
 
 def _plain_annotation(image: Image, classes: list[str]) -> Polygons | None:
-    """What `read_annotation` gives, in half its time, if nothing at all is unusual in the file; otherwise None.
+    """What `read_annotation` gives, in a third of its time, for a usual file; None for any other.
 
-    All points of a file are read and checked together, 29 polygons of 100 points in half a millisecond.
+    Usual are whole numbers inside the image, written as all programs write JSON, with or without a blank after commas.
+    The lists of points are cut out of the text and read together; JSON's reader gets what remains.
     """
     polygons: Polygons = {name: [] for name in classes}
     if not image.annotation:
         return polygons
     try:
-        text = Path(image.annotation).read_bytes()
-        annotations = orjson.loads(text)["annotations"]
-        outlines = [annotation["points"] for annotation in annotations]
-        counts = [len(points) for points in outlines]
-        pairs = list(chain.from_iterable(outlines))
-        if min(counts) < 3 or max(counts) > 10_000 or set(map(len, pairs)) != {2}:
+        first, *rest = Path(image.annotation).read_bytes().split(b'"points":')
+        outlines, frame = [], [first]
+        for number, text in enumerate(rest):
+            end = text.find(b"]]") + 2
+            outlines.append(text[:end].strip().replace(b", ", b","))
+            frame += (b'"points":%d' % number, text[end:])
+        annotations = orjson.loads(b"".join(frame))["annotations"]
+        counts = [outline.count(b"[") - 1 for outline in outlines]
+        if [annotation["points"] for annotation in annotations] != list(range(len(counts))) or min(counts) < 3:
             return None
-        numbers = np.frombuffer(array("d", list(chain.from_iterable(pairs)))).reshape(-1, 2)  # refuses text and null
-        inside = (numbers >= 0) & (numbers <= (image.width - 1, image.height - 1))
-        if not inside.all() or b"true" in text or b"false" in text:
+        joined, form = b"".join(outlines), b"".join(b"[%b[,]]" % (b"[,]," * (count - 1)) for count in counts)
+        if joined.translate(None, b"0123456789") != form:
             return None
-        points = np.rint(numbers).astype(np.int32)
+        numbers, _ = digits.read(joined.translate(BLANKS))
+        if len(numbers) != 2 * sum(counts) or (numbers.reshape(-1, 2) >= (image.width, image.height)).any():
+            return None
+        points = numbers.reshape(-1, 2).astype(np.int32)
         for annotation, end, count in zip(annotations, accumulate(counts), counts, strict=True):
             polygons[annotation["label"]].append(points[end - count : end])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return polygons
 
