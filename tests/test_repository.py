@@ -93,7 +93,7 @@ FOUNDATION = ("errors", "files", "registry", "params", "device")
 FLOORS = (
     {"masks"},
     {"data", "models"},
-    {"training", "inference", "analysis", "sample", "submission"},
+    {"training", "inference", "analysis", "sample", "submission", "formats"},
     {"figures", "pipeline"},
 )
 

@@ -180,6 +180,19 @@ def mask_region(rle: str | float | None, size: tuple[int, int]) -> tuple[np.ndar
     return rows[:, left : int(columns[-1]) + 1], (top, left)
 
 
+def region_runs(mask: np.ndarray, corner: tuple[int, int], width: int) -> Runs:
+    """Intervals, in an image `width` wide, of a bool (h, w) mask at `corner` (top, left).
+
+    They are sorted and disjoint; from row to row they may touch (`merge` joins them).
+    """
+    rows, columns = mask.shape
+    flat = np.zeros(1 + rows * (columns + 1), dtype=bool)  # False before the first pixel and after each row
+    flat[1:].reshape(rows, columns + 1)[:, :columns] = mask
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    edges += edges // (columns + 1) * (width - columns - 1) + (corner[0] * width + corner[1])
+    return edges[::2], edges[1::2]
+
+
 def area(rle: str | float | None) -> int:
     """Number of pixels set. Raises ValueError for malformed text."""
     starts, ends = parse(rle)

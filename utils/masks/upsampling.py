@@ -121,7 +121,7 @@ def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
     """
     rle.check_mask(mask)
     _check_fits("mask", (*corner, corner[0] + mask.shape[0], corner[1] + mask.shape[1]), size)
-    return rle.merge(*_region_runs(mask, corner, size[1]))
+    return rle.merge(*rle.region_runs(mask, corner, size[1]))
 
 
 def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, size: tuple[int, int]) -> rle.Runs:
@@ -138,7 +138,7 @@ def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, si
             continue
         columns = _part(_axis(scores.shape[1], size[1]), left, right)
         source = scores[y:y_end, slice(*_span(columns))].copy()
-        bands.append(_region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size[1]))
+        bands.append(rle.region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size[1]))
     return rle.merge(*map(np.concatenate, zip(*bands, strict=True)))
 
 
@@ -148,16 +148,6 @@ def _hot_box(scores: np.ndarray, y: int, y_end: int, threshold: np.float32, size
     if not columns.size:
         return 0, 0, 0, 0
     return reach((y, columns[0]), (y_end - y, columns[-1] + 1 - columns[0]), scores.shape, size)
-
-
-def _region_runs(mask: np.ndarray, corner: tuple[int, int], width: int) -> rle.Runs:
-    """Intervals, in an image `width` wide, of a mask (bh, bw) at `corner`; from row to row they may touch."""
-    rows, columns = mask.shape
-    flat = np.zeros(1 + rows * (columns + 1), dtype=bool)  # False before the first pixel and after each row
-    flat[1:].reshape(rows, columns + 1)[:, :columns] = mask
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    edges += edges // (columns + 1) * (width - columns - 1) + (corner[0] * width + corner[1])
-    return edges[::2], edges[1::2]
 
 
 def _interpolate(source: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:

@@ -1,0 +1,86 @@
+"""Annotations of labelme, one JSON file an image, as a data folder of the competition."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from utils.formats.class_order import class_order
+from utils.formats.read_folder import refuse
+from utils.formats.shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
+from utils.masks.outlines import outline
+
+
+def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT) -> str:
+    """A folder of labelme's JSON files to a data folder. Returns one line about what was written.
+
+    Polygons, circles, masks and, with `boxes`, rectangles are read; lines and points are no masks and are left out.
+    Raises DataError with all problems.
+    """
+    folder, found, problems = Path(folder), [], []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = orjson.loads(path.read_bytes())
+            if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+                raise ValueError("no labelme file: it has no list `shapes`")
+            size = (content.get("imageHeight"), content.get("imageWidth"))
+            shapes = []
+            for number, shape in enumerate(content["shapes"]):
+                try:
+                    shapes += _labelme_shape(shape)
+                except ValueError as error:
+                    label = shape.get("label") if isinstance(shape, dict) else ""
+                    problems.append(f"{path}: shape {number} ({label}): {error}")
+            name = content.get("imagePath") or path.with_suffix(".png").name
+            place = path.parent.relative_to(folder) / str(name).replace("\\", "/").rpartition("/")[2]
+            found.append((place.as_posix(), size if all(size) else None, shapes))
+        except (OSError, ValueError) as error:
+            problems.append(f"{path}: {error}")
+    refuse(f"{folder}: these labelme files can't be used", problems)
+    refuse(f"{folder}: expected labelme's JSON files", [] if found else ["there are none"])
+    classes = class_order({shape.label for *_, shapes in found for shape in shapes}, options.classes)
+    return write_shapes(found, options.images or folder, out, classes, options, str(folder))
+
+
+def _labelme_shape(shape: Any) -> list[Shape]:
+    """The shape of a JSON object, [] if it is no mask. Raises ValueError."""
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
+        raise ValueError("expected an object with a label")
+    label, kind = shape["label"], shape.get("shape_type") or "polygon"
+    if kind not in ("polygon", "rectangle", "circle", "mask"):
+        return []
+    try:
+        points = np.array(shape.get("points"), np.float64).reshape(-1, 2)
+    except (ValueError, TypeError) as error:
+        raise ValueError("its points are not [[x, y], …]") from error
+    if kind == "polygon":
+        return [Shape(label, [checked(points)])]
+    if len(points) != 2:
+        raise ValueError(f"a {kind} with {len(points)} points; expected 2")
+    if kind == "circle":
+        radius = float(np.hypot(*(points[1] - points[0])))
+        return [Shape(label, [checked(ellipse(points[0], (radius, radius)))])]
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        return [Shape(label, [checked(corners)], is_box=True)]
+    mask = _decoded(shape.get("mask"))
+    left, top = np.rint(checked(points, 2).min(0)).astype(int)
+    return [Shape(label, outline(mask > 0, (int(top), int(left))))]
+
+
+def _decoded(text: Any) -> np.ndarray:
+    """The grey image in a base64 text. Raises ValueError."""
+    import cv2
+
+    try:
+        raw = np.frombuffer(base64.b64decode(text or ""), np.uint8)
+        image = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None
+    except (binascii.Error, TypeError) as error:
+        raise ValueError(f"its mask is no base64 text ({error})") from error
+    if image is None:
+        raise ValueError("its mask is no image")
+    return image
