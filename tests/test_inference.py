@@ -1,5 +1,8 @@
 """Prediction, test-time augmentation, stored probabilities and the vote."""
 
+import threading
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from tests import reference
 from tests.small import CPU, fit, small_data, thin_config
 from utils.data.folds import assign_folds
 from utils.inference import ensemble, weights
+from utils.inference.in_order import in_order
 from utils.inference.predict import Predictor
 from utils.inference.probabilities import LEVELS, ProbabilityStore
 from utils.inference.tta import build_tta
@@ -59,11 +63,75 @@ def test_an_interrupted_prediction_goes_on_and_another_source_starts_anew(traine
     with pytest.raises(InterruptedError):
         predictor.fill(store, cache, names[:4], 2, progress=stop)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.npz")}
-    assert len(times) == 2
+    assert store.names() in (sorted(names[:2]), sorted(names[:3]))  # the third may have been in work
+    assert all(store.read(name).size == (256, 256) for name in store.names())
+    unfinished = tmp_path / f".{names[3]}.npz.1234.part.npz"  # as a killed process leaves it
+    unfinished.write_bytes(b"PK")
     predictor.fill(store, cache, names[:4], 2)
     assert store.names() == sorted(names[:4]) and all(p.stat().st_mtime_ns == t for p, t in times.items())
     Predictor(trained.checkpoint, CPU, "hflip").fill(store, cache, names[:3], 2)
     assert store.names() == sorted(names[:3]) and all(p.stat().st_mtime_ns != t for p, t in times.items() if p.exists())
+
+
+def test_an_error_while_writing_stops_the_prediction(trained, data, tmp_path):
+    names = data.train["image_name"].tolist()
+    predictor = Predictor(trained.checkpoint, CPU)
+    with torch.no_grad():
+        for parameter in predictor.network.parameters():
+            parameter.fill_(np.nan)
+    with pytest.raises(ValueError, match=f"{names[0]}: the probabilities hold NaN"):
+        predictor.fill(ProbabilityStore(tmp_path), data.cache, names, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+def test_few_items_are_in_memory_at_a_time_and_results_come_in_order():
+    taken, lock = [], threading.Lock()
+    running = [0, 0]  # now, most
+
+    def items():
+        for number in range(30):
+            taken.append(number)
+            yield number
+
+    def work(number):
+        with lock:
+            running[0] += 1
+            running[1] = max(running)
+        time.sleep(0.002 * (number % 3))
+        with lock:
+            running[0] -= 1
+        if number == 25:
+            raise OSError("no space left")
+        return number
+
+    results = []
+    with pytest.raises(OSError, match="no space left"):
+        for result in in_order(work, items(), threads=2, ahead=4):
+            results.append(result)
+            time.sleep(0.003)
+            assert len(taken) <= len(results) + 4
+    assert results == list(range(25)) and running == [0, 2]
+
+
+def test_a_vote_without_voters_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no fold model votes; expected the stored probabilities of at least one"):
+        ensemble.soft_vote([], [], 0.5)
+    fold_models = [voter(tmp_path, "a", 0, None)]
+    for weights_, folds in (({"a": 0.0}, None), ({"b": 1.0}, None), ({"a": 1.0}, {"x.png": 1})):
+        with pytest.raises(ValueError, match=r"x\.png: no fold model votes; .* the fold models are a fold 0"):
+            list(ensemble.vote_images(fold_models, ["x.png"], "oof", weights_, 0.5, folds))
+
+
+def test_the_vote_is_the_same_with_any_number_of_threads(tmp_path):
+    rng, fold_models = np.random.default_rng(0), [voter(tmp_path, "a", fold, None) for fold in (0, 1)]
+    names = [f"{number}.png" for number in range(7)]
+    for fold_model in fold_models:
+        for name in names:
+            fold_model.test.write(name, blobs(rng, (24, 24)), (61, 47))
+    votes = [list(ensemble.vote_images(fold_models, names, "test", {"a": 1.0}, 0.5, threads=n)) for n in (0, 1, 5)]
+    assert votes[0] == votes[1] == votes[2] and [name for name, _ in votes[0]] == names
+    expected = [ensemble.soft_vote([m.test.read(name) for m in fold_models], [1, 1], 0.5) for name in names]
+    assert [masks for _, masks in votes[0]] == expected
 
 
 def test_damaged_and_missing_probabilities_are_named(tmp_path):

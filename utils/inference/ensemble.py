@@ -1,14 +1,16 @@
 """Soft vote of stored probabilities, image by image, so that memory does not grow with fold models or images."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from utils.files import read_json, resolve, shown
+from utils.inference.in_order import in_order
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
@@ -59,8 +61,7 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
 
     Upsampling is linear, so the maps of one resolution are averaged first and upsampled once; the result differs from
     averaging at full size by float32 rounding only. A pixel can be in the mask only if the mean of at least one
-    resolution is above the threshold there, so only these regions are computed.
-
+    resolution is above the threshold there, so only these regions are computed. One class at a time is in memory.
     Args:
         stored: the image's probabilities by each fold model, at least one; resolutions may differ.
         weights: one positive number per fold model; they are divided by their sum.
@@ -70,39 +71,44 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         The full-size RLE string of each class, "" for an empty mask.
 
     Raises:
-        ValueError: if fold models disagree about the image's full size, or if there are not as many weights as fold
-            models or as many thresholds as classes.
+        ValueError: if there is no fold model, if fold models disagree about the image's full size or the number of
+            classes, or if there are not as many weights as fold models or as many thresholds as classes.
     """
+    if not stored:
+        raise ValueError("no fold model votes; expected the stored probabilities of at least one")
     size = stored[0].size
     if any(s.size != size for s in stored):
         raise ValueError(
             f"fold models disagree about the image's size: {sorted({s.size for s in stored})}; their data differ"
         )
     shares = np.asarray(weights, np.float64) / np.sum(weights)
-    means: dict[tuple[int, int], np.ndarray] = {}
-    for fold_model, share in zip(stored, shares, strict=True):
-        grid = fold_model.regions.grid
-        if grid not in means:
-            means[grid] = np.zeros((len(fold_model.regions.boxes), *grid), np.float32)
-        for plane, (patch, (top, left)) in zip(means[grid], fold_model.regions.patches(), strict=True):
-            plane[top : top + patch.shape[0], left : left + patch.shape[1]] += patch * np.float32(share / LEVELS)
-    if len(means) == 1:
-        return upsampling.encode_masks(next(iter(means.values())), size, threshold)
-    totals = {grid: shares[[s.regions.grid == grid for s in stored]].sum() for grid in means}
-    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(next(iter(means.values()))))
-    runs = [
-        _vote_class({grid: mean[number] for grid, mean in means.items()}, totals, float(limit), size)
-        for number, limit in enumerate(thresholds)
-    ]
+    grids = [fold_model.regions.grid for fold_model in stored]
+    totals: dict[tuple[int, int], float] = {}
+    for grid, share in zip(grids, shares, strict=True):
+        totals[grid] = totals.get(grid, 0.0) + share
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(stored[0].regions.boxes))
+    runs = []
+    for limit, *patches in zip(thresholds, *(fold_model.regions.patches() for fold_model in stored), strict=True):
+        means = {grid: np.zeros(grid, np.float32) for grid in totals}
+        for grid, share, (patch, (top, left)) in zip(grids, shares, patches, strict=True):
+            region = means[grid][top : top + patch.shape[0], left : left + patch.shape[1]]
+            region += patch * np.float32(share / LEVELS)
+        runs.append(_vote_class(means, totals, limit, size))
     return rle.to_strings(runs)
 
 
 def _vote_class(
-    means: dict[tuple[int, int], np.ndarray], totals: dict, threshold: float, size: tuple[int, int]
+    means: dict[tuple[int, int], np.ndarray],
+    totals: dict[tuple[int, int], float],
+    threshold: np.float32,
+    size: tuple[int, int],
 ) -> rle.Runs:
+    """Intervals of one class from its mean (h, w) of each resolution; totals: the share of the votes in each."""
+    if len(means) == 1:
+        return upsampling.mask_runs(next(iter(means.values()))[None], size, threshold)[0]
     boxes = []
     for grid, mean in means.items():
-        hot = mean > np.float32(threshold * totals[grid])
+        hot = mean > np.float32(float(threshold) * totals[grid])
         rows, columns = np.flatnonzero(hot.any(1)), np.flatnonzero(hot.any(0))
         if len(rows):
             shape = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
@@ -112,7 +118,7 @@ def _vote_class(
     lows, highs = np.min(boxes, axis=0), np.max(boxes, axis=0)
     box = int(lows[0]), int(lows[1]), int(highs[2]), int(highs[3])
     total = sum(upsampling.upsample_region(mean, (0, 0), grid, size, box) for grid, mean in means.items())
-    return upsampling.region_runs(total > np.float32(threshold), box[:2], size)
+    return upsampling.region_runs(total > threshold, box[:2], size)
 
 
 def vote_images(
@@ -122,20 +128,27 @@ def vote_images(
     weights: dict[str, float],
     threshold: float | Sequence[float],
     folds: dict[str, int] | None = None,
+    threads: int = 0,
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the RLE per class of each image; `split` is "test" or "oof" (out of fold).
 
     weights: by model; 0 or a missing name leaves a model out. folds: with "oof", the fold of each image; only the fold
-    models of this fold vote, which never saw the person.
+    models of this fold vote, which never saw the person. threads: 0 for as many as torch uses, which in a run is the
+    profile's `threads`. Raises ValueError for an image on which no fold model votes.
     """
+    threads = threads or torch.get_num_threads()
 
     def one(name: str) -> tuple[str, list[str]]:
         voters = [m for m in fold_models if weights.get(m.model, 0) > 0 and (folds is None or m.fold == folds[name])]
+        if not voters:
+            known = ", ".join(sorted({f"{m.model} fold {m.fold}" for m in fold_models})) or "none"
+            asked = f"with a weight above 0 in {weights}" + (f", of fold {folds[name]}" if folds is not None else "")
+            raise ValueError(f"{name}: no fold model votes; expected one {asked}; the fold models are {known}")
         stored = [getattr(m, split).read(name) for m in voters]
         return name, soft_vote(stored, [weights[m.model] for m in voters], threshold)
 
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(one, names)
+    with closing(in_order(one, names, threads, ahead=2 * threads)) as votes:
+        yield from votes
 
 
 def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from utils.data.cache import Cache
 from utils.data.loader import normalise, plain_loader
 from utils.device import usable
 from utils.inference.fold_norms import fold_norms
+from utils.inference.in_order import in_order
 from utils.inference.probabilities import ProbabilityStore
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
@@ -76,7 +78,10 @@ class Predictor:
         num_workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> float:
-        """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped."""
+        """Predict every image that the store lacks; the seconds taken. An interrupted run goes on where it stopped.
+
+        The images of one batch are compressed and written by another thread while the network works on the next one.
+        """
         started = time.monotonic()
         made_from = {"weights": self.weights_digest, "tta": self.tta, "plugin": find_part("tta", self.tta).sha256}
         made_from |= {"precision": self.precision.name}
@@ -84,10 +89,16 @@ class Predictor:
         store.begin(made_from)
         stored = set(store.names())
         missing = [name for name in names if name not in stored]
-        for number, (name, maps) in enumerate(self.predict(cache, missing, batch_size, num_workers), 1):
+
+        def write(predicted: tuple[str, np.ndarray]) -> None:
+            name, maps = predicted
             store.write(name, maps, cache.read(name).size)
-            if progress:
-                progress(number, len(missing))
+
+        predictions = self.predict(cache, missing, batch_size, num_workers)
+        with closing(in_order(write, predictions, threads=1, ahead=batch_size)) as written:
+            for number, _ in enumerate(written, 1):
+                if progress:
+                    progress(number, len(missing))
         return time.monotonic() - started
 
 

@@ -37,9 +37,11 @@ class ProbabilityStore:
     def begin(self, source: dict) -> None:
         """Prepare for writing probabilities that are made from `source` (JSON values: weights, TTA, data, …).
 
-        Files that were made from the same source, in an interrupted run, are kept; files from another source are
-        deleted.
+        Files that were made from the same source, in an interrupted run, are kept; files from another source, and what
+        a killed process left unfinished, are deleted.
         """
+        for unfinished in self.folder.glob(".*.part.npz"):
+            unfinished.unlink()
         path = self.folder / "store.json"
         source = {"format": FORMAT, **source}
         if not path.exists() or read_json(path) != source:
@@ -57,9 +59,11 @@ class ProbabilityStore:
 
     def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
         """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W); ValueError for NaN."""
-        if not np.isfinite(probabilities).all():
-            raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
-        codes = np.rint(probabilities * LEVELS).astype(np.uint16)
+        codes = np.empty(probabilities.shape, np.uint16)
+        for plane, of_class in zip(probabilities, codes, strict=True):  # one by one: all at 2048² take 0.5 GB a copy
+            if not np.isfinite(plane).all():
+                raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
+            np.rint(plane * LEVELS, out=of_class, casting="unsafe")
         regions = SparseMaps.from_dense(codes, floor=round(FLOOR * LEVELS))
         with replacing(self.path(image_name)) as temporary:
             np.savez_compressed(temporary, size=np.array(size), **regions.arrays())
