@@ -1,6 +1,7 @@
 """Write the HTML report of a run: one page per executed notebook, and an index page with the leaderboard.
 
-The pages need no network: styles (report.css) and images are embedded.
+The pages need no network: styles (report.css) and images are embedded. Browsers run no script in them and load nothing,
+whatever the names in the data hold; each page forbids it in its first lines.
 """
 
 import base64
@@ -15,7 +16,10 @@ from utils.pipeline.leaderboard import as_html, read_leaderboard
 from utils.pipeline.profile import NOTEBOOKS
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{style}</style></head><body><main>
 {body}
 </main></body></html>
