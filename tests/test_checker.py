@@ -304,3 +304,13 @@ def test_files_that_do_not_fit_each_other_are_refused_with_all_problems(hands, t
         refused = run(*command, "--data", folder)
         assert refused.returncode == 1 and "long.csv: line 2" in refused.stderr and "past the 65536" in refused.stderr
     assert not (tmp_path / "v.csv").exists()
+
+
+@pytest.mark.parametrize("rows", [slice(0, 0), slice(0, 1), slice(3, 9), slice(None)], ids=str)
+def test_parts_of_a_submission_are_judged_without_a_crash(hands, tmp_path, rows):
+    folder, truth = hands
+    part = truth.iloc[rows]
+    for frame in (part, part.assign(rle=""), part.assign(rle="1 65536"), part.assign(rle="1 65537")):
+        path = saved(frame, tmp_path / "s.csv")
+        assert (submission.check(path, folder) == []) == (rows == slice(None) and "1 65537" not in set(frame["rle"]))
+        assert all(text.isprintable() for text in submission.find_warnings(path, folder))

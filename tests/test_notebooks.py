@@ -74,7 +74,11 @@ def test_a_fold_model_trained_on_everything_votes_on_the_test_images_only(run):
 @pytest.mark.parametrize("step", ["02_baseline_fcn", "05_ensemble"])
 def test_submissions_pass_the_check(run, sample, step):
     assert check(run / step / "submission.csv", sample) == []
-    assert read_json(run / step / "submission.json")["submission"].endswith("submission.csv")
+    made = read_json(run / step / "submission.json")
+    assert made["submission"].endswith("submission.csv")
+    shown = outputs(run / f"{step}-0.ipynb")
+    assert all(f"warning: {warning}" in shown for warning in made.get("warnings", []))
+    assert ("warnings" in made and "warning" in shown) == (step == "05_ensemble")
 
 
 def test_the_notebooks_tell_their_findings(run):
