@@ -1,6 +1,7 @@
 """The checker: broken files are found whatever is wrong with them, and unlikely masks are pointed out."""
 
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -314,3 +315,17 @@ def test_parts_of_a_submission_are_judged_without_a_crash(hands, tmp_path, rows)
         path = saved(frame, tmp_path / "s.csv")
         assert (submission.check(path, folder) == []) == (rows == slice(None) and "1 65537" not in set(frame["rle"]))
         assert all(text.isprintable() for text in submission.find_warnings(path, folder))
+
+
+def test_broken_training_annotations_do_not_stop_the_checker(hands, tmp_path):
+    source, truth = hands
+    folder = tmp_path / "data"
+    shutil.copytree(source, folder)
+    annotations = sorted((folder / "train/outputs_json").glob("*/*.json"))
+    for number, path in enumerate(annotations):
+        path.write_text(["", "{}", '{"annotations": [{"label": "Elbow", "points": [[1, 2]]}]}'][number % 3])
+    (found,) = warnings_of(truth, folder, tmp_path)
+    assert found.endswith("no polygon in the training annotations can be read")
+    annotations[0].write_text('{"annotations": []}')
+    (found,) = warnings_of(truth, folder, tmp_path)
+    assert found.endswith("no polygon in the training annotations can be read")

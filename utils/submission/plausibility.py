@@ -87,7 +87,7 @@ def find_warnings(path: str | Path, data_dir: str | Path) -> list[str]:
 def read_usual(data_dir: str | Path) -> Usual:
     """What the annotations of about TRAINING_IMAGES training images show; files that can't be read are left out.
 
-    Raises DataError if there are no training images.
+    Raises DataError if there are no training images, or none whose annotation can be read.
     """
     classes, table = read_classes(data_dir), read_index(data_dir, splits=("train",))
     people = table["ID"].unique()[:: math.ceil(len(table) / TRAINING_IMAGES)]
@@ -101,6 +101,8 @@ def read_usual(data_dir: str | Path) -> Usual:
             area = sum(abs(_twice_area(points)) for points in outlines) / 2 / (image.height * image.width)
             x, y = np.concatenate(outlines).mean(0) if outlines else (np.nan, np.nan)
             rows.append((image.image_name, label, len(outlines), area, x, y))
+    if not any(polygons for _, _, polygons, *_ in rows):
+        raise DataError(f"{data_dir}: nothing to compare with", ["no polygon in the training annotations can be read"])
     found = pd.DataFrame(rows, columns=[*KEY, "polygons", "area", "x", "y"])
     present = found[found["polygons"] > 0]
     areas = np.log(present["area"].where(present["area"] > 0)).groupby(present["class"])
@@ -164,7 +166,7 @@ def _order(frame: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
 def _empty(shapes: pd.DataFrame) -> list[str]:
     empty = shapes[(shapes["area"] == 0) & (shapes["present"] >= USUAL)]
     what = f"masks are empty, though at least {USUAL:.0%} of the training images have their class"
-    return _warning(empty, what, ["empty"] * len(empty))
+    return _warning(empty, what, [""] * len(empty))
 
 
 def _areas(shapes: pd.DataFrame) -> list[str]:
@@ -194,8 +196,8 @@ def _warning(rows: pd.DataFrame, what: str, texts: Sequence[str]) -> list[str]:
     classes = ", ".join(f"{shown_name(label)} {count}" for label, count in counts.head(EXAMPLES).items())
     classes += f", {len(counts) - EXAMPLES} more classes" if len(counts) > EXAMPLES else ""
     named = zip(rows[["line", *KEY]].itertuples(index=False), texts, strict=True)
-    examples = [f"line {line}, {shown_row(names)}: {text}" for (line, *names), text in list(named)[:EXAMPLES]]
-    return [f"{len(rows)} {what} ({classes}), such as {'; '.join(examples)}"]
+    examples = [f"line {line}, {shown_row(names)}{text and ': ' + text}" for (line, *names), text in named]
+    return [f"{len(rows)} {what} ({classes}), such as {'; '.join(examples[:EXAMPLES])}"]
 
 
 def _sides(shapes: pd.DataFrame, images: pd.DataFrame, usual: Usual | None) -> list[str]:
