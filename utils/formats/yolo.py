@@ -42,8 +42,10 @@ def to_yolo(data_dir: str | Path, out: str | Path, folds: str | Path | None = No
     """
     classes = read_classes(data_dir)
     table, parts = read_parts(data_dir, classes, folds, fold)
+    images = images_of(table)
     with new_folder(out) as folder:
-        each_image(images_of(table), classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
+        make_folders(folder, images, parts, "labels")
+        each_image(images, classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
         write_dataset_yaml(folder, parts, classes)
     found = list(parts.values())
     counts = ", ".join(f"{found.count(part)} {part}" for part in ("train", "val", "test") if part in found)
@@ -62,6 +64,13 @@ def read_parts(
     return table, {name: "val" if name in held_out else split for name, split in names}
 
 
+def make_folders(folder: Path, images: list[Image], parts: dict[str, str], labels: str) -> None:
+    """Make <folder>/images/<part>/<ID> and, except for test images, <folder>/<labels>/<part>/<ID>."""
+    for part, ID in sorted({(parts[image.image_name], image.ID) for image in images}):
+        for kind in ("images",) if part == "test" else ("images", labels):
+            (folder / kind / part / ID).mkdir(parents=True)
+
+
 def write_dataset_yaml(folder: Path, parts: dict[str, str], names: list[str], **more: Any) -> None:
     """Write the dataset.yaml that ultralytics reads; its paths are relative to its folder."""
     used = set(parts.values())
@@ -76,7 +85,6 @@ def _write_labels(image: Image, polygons: Polygons, folder: Path, parts: dict[st
     link(image.image, folder / "images" / part / image.ID / image.image_name)
     if part != "test":
         path = folder / "labels" / part / image.ID / f"{Path(image.image_name).stem}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(label_text(polygons, image.size, classes))
 
 
