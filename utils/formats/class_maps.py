@@ -111,7 +111,7 @@ def class_map(polygons: Polygons, size: tuple[int, int], layout: Layout) -> tupl
     values, count = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     regions = {name: draw_region(polygons.get(name, []), size) for name in layout.classes}
     for name in layout.order:
-        _part(values, regions[name])[regions[name][0]] = layout.names.index(name)
+        _part(values, regions[name])[regions[name][0]] = layout.classes.index(name) + 1
         _part(count, regions[name])[:] += regions[name][0]
     if layout.ignore_overlaps:
         values[count > 1] = IGNORE

@@ -148,7 +148,7 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
                 continue
             polygons, wrong = _read_labels(labels, size, names, options.boxes)
             problems += [f"{labels}: {text}" for text in wrong]
-            imported.append(Imported(path, place.as_posix(), {name: polygons[name] for name in classes}))
+            imported.append(Imported(path, place.as_posix(), {name: polygons.get(name, []) for name in classes}))
     refuse(f"{source}: {len(problems)} problems", problems)
     return write_folder(out, imported, classes, options.people)
 
@@ -174,10 +174,13 @@ def _description(source: Path) -> tuple[Path, list[tuple[str, Path]], list[str]]
         places = [("train", base / "images")]
     if (base / "classes.txt").exists():
         found.append((base / "classes.txt", read_class_file(base / "classes.txt")))
-    notes = read_json(base / "notes.json", None)
-    if isinstance(notes, dict) and isinstance(notes.get("categories"), list):
-        named = {entry["id"]: entry["name"] for entry in notes["categories"]}
-        found.append((base / "notes.json", _names(named, base / "notes.json")))
+    if (notes := base / "notes.json").exists():
+        try:
+            named = {entry["id"]: entry["name"] for entry in read_json(notes)["categories"]}
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"expected {{categories: [{{id, name}}, …]}} ({type(error).__name__}: {error})"
+            raise DataError(f"{notes}: not the list of classes that Label Studio exports", [problem]) from error
+        found.append((notes, _names(named, notes)))
     if not found:
         raise DataError(f"{source}: not a YOLO dataset", ["expected a dataset.yaml, or images/, labels/, classes.txt"])
     differing = [f"{path}: {', '.join(names)}" for path, names in found if names != found[0][1]]
