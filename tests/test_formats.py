@@ -474,6 +474,18 @@ def test_class_maps_and_what_they_lose(sample, tmp_path, pairs):
     assert f"{cost.overlapping} pixels" in str(cost) and cost.worst[0] in str(cost)
 
 
+def test_a_class_may_be_called_background(data, tmp_path):
+    (data / "classes.txt").write_text("b\nbackground\n")
+    for path in (data / "train/outputs_json").rglob("*.json"):
+        path.write_text(path.read_text().replace('"a"', '"background"'))
+    class_maps.to_png(data, tmp_path / "maps")
+    values = cv2.imread(str(next((tmp_path / "maps/masks").rglob("three.png"))), cv2.IMREAD_UNCHANGED)
+    true = masks_of(data)["three.png", "background"]
+    assert ((values == 2) == true).all()
+    decoded = class_maps.decode(values, ["background", "b", "background"], ["b", "background"])
+    assert (decoded[1] == true).all() and not decoded[0].any()
+
+
 def test_overlaps_can_be_ignored_and_small_classes_are_kept(data, tmp_path):
     cost = class_maps.to_png(data, tmp_path / "smaller")
     ignoring = class_maps.to_png(data, tmp_path / "ignored", ignore_overlaps=True)

@@ -236,6 +236,8 @@ def test_an_order_of_yolo_names_that_is_not_clear(data, tmp_path):
     assert problems("b, a") and problems([])
     (tmp_path / "y/classes.txt").write_text("a\nb\n")
     assert problems(["b", "a"]) == [f"{path}: b, a", f"{tmp_path / 'y/classes.txt'}: a, b"]
+    (tmp_path / "y/notes.json").write_text('{"categories": [{"id": 0}]}')
+    assert "KeyError: 'name'" in problems(["b", "a"])[0]
 
 
 def test_folders_that_are_no_yolo(data, tmp_path):
@@ -289,6 +291,7 @@ def test_everything_wrong_in_a_cvat_file(data, tmp_path):
     <polygon label="a" points="1,2;3,4"/><polygon label="a"/><polygon points="1,2;3,4;5,6"/>
     <polygon label="a" points="1,2;3,x;5,6"/><mask label="a" rle="1,2" left="0" top="0" width="2" height="2"/>
     <box label="a" xtl="1" ytl="2" xbr="3" ybr="nan"/>
+    <mask label="a" rle="1,99999999999999999999" left="0" top="0" width="2" height="2"/>
   </image>
   <image id="1" name="ID1/two.png" width="60"/>
 </annotations>""")
@@ -300,6 +303,7 @@ def test_everything_wrong_in_a_cvat_file(data, tmp_path):
         "polygon 3 (a): ",
         "mask 4 (a): its RLE has 3 pixels; expected 2 × 2 = 4",
         "box 5 (a): expected at least 3 finite",
+        "mask 6 (a): ",
         "image 1 (ID1/two.png): expected height and width",
     )
     (tmp_path / "a.xml").write_text("<annotations><track/></annotations>")

@@ -18,7 +18,7 @@ import numpy as np
 from utils.data.competition import DataError, read_classes
 from utils.formats.read_folder import Image, Polygons, each_image, images_of
 from utils.formats.write_folder import link, new_folder
-from utils.formats.yolo import read_parts, write_dataset_yaml
+from utils.formats.yolo import make_folders, read_parts, write_dataset_yaml
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import draw_region
 
@@ -96,6 +96,7 @@ def to_png(
     order = [classes[i] for i in np.argsort(-np.mean(areas, axis=0), kind="stable")]
     layout = Layout(names, classes, order, ignore_overlaps)
     with new_folder(out) as folder:
+        make_folders(folder, images_of(table), parts, "masks")
         work = partial(_write_map, folder=folder, parts=parts, layout=layout)
         counts = [count for count in each_image(images_of(table), classes, work) if count is not None]
         write_dataset_yaml(folder, parts, names, masks_dir="masks")
@@ -110,7 +111,7 @@ def class_map(polygons: Polygons, size: tuple[int, int], layout: Layout) -> tupl
     values, count = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     regions = {name: draw_region(polygons.get(name, []), size) for name in layout.classes}
     for name in layout.order:
-        _part(values, regions[name])[regions[name][0]] = layout.names.index(name)
+        _part(values, regions[name])[regions[name][0]] = layout.classes.index(name) + 1
         _part(count, regions[name])[:] += regions[name][0]
     if layout.ignore_overlaps:
         values[count > 1] = IGNORE
@@ -185,7 +186,6 @@ def _write_map(
         return None
     values, count = class_map(polygons, image.size, layout)
     path = folder / "masks" / part / image.ID / image.image_name
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), values):
         raise OSError(f"{path} can't be written")
     if layout.ignore_overlaps:

@@ -74,6 +74,8 @@ def _cvat_shape(element: ET.Element) -> list[Shape]:
         counts = np.array(value["rle"].split(","), np.int64)  # row by row, pixels outside first
     except KeyError as error:
         raise ValueError(f"it has no attribute {error}") from error
+    except OverflowError as error:
+        raise ValueError(f"a number is too large ({error})") from error
     if width * height > MOST_PIXELS:
         raise ValueError(f"a mask of {width} × {height} pixels; at most {MOST_PIXELS:,} are read")
     if min(width, height) < 1 or (counts < 0).any() or counts.sum() != width * height:

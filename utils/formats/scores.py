@@ -5,7 +5,7 @@ faster-coco-eval. P and R are precision and recall at IoU 0.5, at the score thre
 is highest. Dice is the competition's, of the drawn masks with at least that score, together one mask for each class.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -49,12 +49,12 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
     refuse("nothing to score", empty)
     names = {i: dataset.categories[i] for i in sorted(dataset.categories)}
     shown = {(a.category_id, a.image_id) for a in dataset.annotations}
-    instances = pd.Series([a.category_id for a in dataset.annotations], dtype=object).value_counts()
+    instances = Counter(a.category_id for a in dataset.annotations)
     table = pd.DataFrame(
         {
             "class": [ALL, *names.values()],
             "images": [len(dataset.images), *(sum(c == i for c, _ in shown) for i in names)],
-            "instances": [len(dataset.annotations), *(int(instances.get(i, 0)) for i in names)],
+            "instances": [len(dataset.annotations), *(instances[i] for i in names)],
         }
     )
     for title, kind in (("box", "bbox"), ("mask", "segm")):

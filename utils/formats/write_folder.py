@@ -46,7 +46,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 def link(source: str | Path, target: Path) -> None:
     """Make `target` the same file as `source` (a hard link), or a copy where the file system allows none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:
@@ -85,6 +84,7 @@ def write_folder(path: str | Path, images: Iterable[Imported], classes: list[str
         for image, ID, stem in zip(images, ids, stems, strict=True):
             split = "test" if image.polygons is None else "train"
             target = temporary / split / "DCM" / ID / f"{stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _copy_as_png(image.image, target)
             except ValueError as error:
@@ -124,5 +124,4 @@ def _copy_as_png(source: Path, target: Path) -> None:
     pixels = cv2.imread(str(source), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ValueError(f"{source}: not a readable image")
-    target.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(target), pixels)

@@ -42,8 +42,10 @@ def to_yolo(data_dir: str | Path, out: str | Path, folds: str | Path | None = No
     """
     classes = read_classes(data_dir)
     table, parts = read_parts(data_dir, classes, folds, fold)
+    images = images_of(table)
     with new_folder(out) as folder:
-        each_image(images_of(table), classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
+        make_folders(folder, images, parts, "labels")
+        each_image(images, classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
         write_dataset_yaml(folder, parts, classes)
     found = list(parts.values())
     counts = ", ".join(f"{found.count(part)} {part}" for part in ("train", "val", "test") if part in found)
@@ -62,6 +64,13 @@ def read_parts(
     return table, {name: "val" if name in held_out else split for name, split in names}
 
 
+def make_folders(folder: Path, images: list[Image], parts: dict[str, str], labels: str) -> None:
+    """Make <folder>/images/<part>/<ID> and, except for test images, <folder>/<labels>/<part>/<ID>."""
+    for part, ID in sorted({(parts[image.image_name], image.ID) for image in images}):
+        for kind in ("images",) if part == "test" else ("images", labels):
+            (folder / kind / part / ID).mkdir(parents=True)
+
+
 def write_dataset_yaml(folder: Path, parts: dict[str, str], names: list[str], **more: Any) -> None:
     """Write the dataset.yaml that ultralytics reads; its paths are relative to its folder."""
     used = set(parts.values())
@@ -76,7 +85,6 @@ def _write_labels(image: Image, polygons: Polygons, folder: Path, parts: dict[st
     link(image.image, folder / "images" / part / image.ID / image.image_name)
     if part != "test":
         path = folder / "labels" / part / image.ID / f"{Path(image.image_name).stem}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(label_text(polygons, image.size, classes))
 
 
@@ -140,7 +148,7 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
                 continue
             polygons, wrong = _read_labels(labels, size, names, options.boxes)
             problems += [f"{labels}: {text}" for text in wrong]
-            imported.append(Imported(path, place.as_posix(), {name: polygons[name] for name in classes}))
+            imported.append(Imported(path, place.as_posix(), {name: polygons.get(name, []) for name in classes}))
     refuse(f"{source}: {len(problems)} problems", problems)
     return write_folder(out, imported, classes, options.people)
 
@@ -166,10 +174,13 @@ def _description(source: Path) -> tuple[Path, list[tuple[str, Path]], list[str]]
         places = [("train", base / "images")]
     if (base / "classes.txt").exists():
         found.append((base / "classes.txt", read_class_file(base / "classes.txt")))
-    notes = read_json(base / "notes.json", None)
-    if isinstance(notes, dict) and isinstance(notes.get("categories"), list):
-        named = {entry["id"]: entry["name"] for entry in notes["categories"]}
-        found.append((base / "notes.json", _names(named, base / "notes.json")))
+    if (notes := base / "notes.json").exists():
+        try:
+            named = {entry["id"]: entry["name"] for entry in read_json(notes)["categories"]}
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"expected {{categories: [{{id, name}}, …]}} ({type(error).__name__}: {error})"
+            raise DataError(f"{notes}: not the list of classes that Label Studio exports", [problem]) from error
+        found.append((notes, _names(named, notes)))
     if not found:
         raise DataError(f"{source}: not a YOLO dataset", ["expected a dataset.yaml, or images/, labels/, classes.txt"])
     differing = [f"{path}: {', '.join(names)}" for path, names in found if names != found[0][1]]
