@@ -293,7 +293,7 @@ def test_without_a_failed_fold_model_the_others_vote_until_it_is_mended(fake):
     assert list(about["models"]) == about["parameters"]["models"] == ["thin"]
     assert about["parameters"]["weights"] == [] and about["parameters"]["tune_weights"] is False
     board = read_leaderboard(fake.run)
-    assert board.loc[board["kind"] == "ensemble", "model"].tolist() == ["PARTIAL: 1 of 2 fold models"]
+    assert board.loc[board["kind"] == "ensemble", "model"].tolist() == ["PARTIAL: 1 of 2 voted"]
     assert f"bad/fold0: {reason}" in (fake.run / "report" / "index.html").read_text()
 
     assert "would run 05_ensemble" in fake.start("--dry-run")[1]

@@ -51,7 +51,7 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
         models = ensemble["models"]
         rows += [{**models[name], "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name in models]
         votes, missing = len(ensemble.get("fold_models", [])), len(ensemble.get("missing", {}))
-        name = f"PARTIAL: {votes} of {votes + missing} fold models" if missing else f"{len(models)} models"
+        name = f"PARTIAL: {votes} of {votes + missing} voted" if missing else f"{len(models)} models"
         rows.append({**ensemble, "kind": "ensemble", "model": name})
     if baseline := read_json(run / NOTEBOOKS["baseline"] / "metrics.json", {}):
         rows.append({"model": "official baseline", **baseline, "kind": "baseline"})
