@@ -50,7 +50,8 @@ def test_a_training_leaves_what_the_next_steps_need(trained, data):
         and trained.history["loss"].iloc[-1] < trained.history["loss"].iloc[0]
     )
     assert trained.val_dice.shape == (4, 29) and set(trained.val_dice.index) == set(data.validation["image_name"])
-    assert {p.name for p in folder.iterdir()} == {"best", "last", "history.csv", "val_dice.csv", "logs"}
+    files = {"best", "last", "history.csv", "val_dice.csv", "logs", "finished.json"}
+    assert {p.name for p in folder.iterdir()} == files and read_config(folder / "last").epoch == 4
     assert list((folder / "logs").glob("events*"))
 
 
