@@ -1,10 +1,12 @@
 """A small training in a process of its own, which tests kill or leave little memory: python -m tests.one_training JSON.
 
-sample, cache, folder: paths. kill: [epoch, batch] at which the process kills itself. memory: bytes that it may use
-more than before the training, with a network that needs `per_pixel` bytes for each pixel of a batch. plugin_parts:
-every part comes from notebooks/plugins/example.py. All else are settings.
+sample, cache, folder: paths. kill: [epoch, batch] at which the process kills itself, or [epoch, "write"]: when half of
+its resume file is written. memory: bytes that it may use more than before the training, with a network that needs
+`per_pixel` bytes for each pixel of a batch. plugin_parts: every part comes from notebooks/plugins/example.py. All else
+are settings.
 """
 
+import io
 import json
 import os
 import resource
@@ -47,19 +49,33 @@ def plugins_parts() -> dict:
     }
 
 
+def kill_at(epoch: int, place: int | str) -> None:
+    """Make the training in this process kill it; see above. Epochs and batches count from 0."""
+    step, save = TrainingModule.training_step, torch.save
+
+    def until_killed(self, batch, index):
+        if (self.current_epoch, index) == (epoch, place):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch, index)
+
+    def half(checkpoint, file):
+        whole = io.BytesIO()
+        save(checkpoint, whole)
+        killed = place == "write" and len(checkpoint["training"]["history"]) == epoch + 1
+        file.write(whole.getvalue()[: len(whole.getvalue()) // (1 + killed)])
+        if killed:
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    TrainingModule.training_step, torch.save = until_killed, half
+
+
 def run(sample, cache, folder, kill=(), memory=0, per_pixel=0, plugin_parts=False, **settings):
     """One training; what `fit` returns."""
     parts = plugins_parts() if plugin_parts else {}
     data = small_data(sample, cache)
     if kill:
-        step = TrainingModule.training_step
-
-        def until_killed(self, batch, index):
-            if [self.current_epoch, index] == list(kill):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, batch, index)
-
-        TrainingModule.training_step = until_killed
+        kill_at(*kill)
     if memory:
         parts["model"] = lambda: Hungry(per_pixel)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -45,13 +46,19 @@ def data(sample, tmp_path_factory):
     return small_data(sample, tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def checkpoint(data, tmp_path):
-    folder = tmp_path / "best"
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "best"
     model = build_model(THIN["architecture"], len(data.cache.classes), THIN["encoder"], **THIN["options"])
     save_checkpoint(folder, model, thin_config(data))
     load_checkpoint(folder)
     return folder
+
+
+@pytest.fixture
+def checkpoint(whole, tmp_path):
+    """A checkpoint that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "best")
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch"])

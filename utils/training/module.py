@@ -54,8 +54,9 @@ class Settings:
     between validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS`, or "auto" for
     the fastest here, which is measured once and kept in precision_file ("": precision.json in the training's folder).
     device: see `utils.device`. upsample: what is upsampled to full size in validation; the official baseline takes
-    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch. on_epoch: called with the
-    history, one dictionary per epoch; None prints a line.
+    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch, the mark of a finished
+    training, and what another training left in the folder. on_epoch: called with the history, one dictionary per epoch;
+    None prints a line.
     """
 
     epochs: int = 30
