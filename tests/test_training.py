@@ -11,7 +11,8 @@ import torch
 
 from tests import reference
 from tests.small import THIN, fit, same, small_data, weights
-from utils.data.augment import NO_AUGMENTATION, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import NO_AUGMENTATION
 from utils.device import choose_device
 from utils.masks.dice import mean_dice
 from utils.masks.rle import decode
