@@ -15,7 +15,8 @@ from torch.utils.data import get_worker_info
 from tests import one_training
 from tests.small import fit, same, small_data, weights
 from utils import registry
-from utils.data.augment import Augmentation, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import Augmentation
 from utils.data.loader import TrainingSet, dense_labels, training_loader
 from utils.files import ROOT
 from utils.training.module import RETRY_LR, TrainingError
