@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from utils.data.competition import (
     read_index,
     read_metadata,
 )
+from utils.files import ROOT
 from utils.sample.generator import geometry, roster
 
 
@@ -177,3 +180,35 @@ def test_folds_file_is_kept_and_refused_for_other_data(sample, tmp_path):
         folding.read_folds(path, table, classes, 2)
     with pytest.raises(DataError, match="in the file but not in the data"):
         folding.read_folds(path, table.iloc[2:], classes, 3)
+
+
+DEAL = """
+import sys, time
+from pathlib import Path
+from utils.data.competition import read_classes, read_index
+from utils.data.folds import read_folds
+data, runs, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+table, classes = read_index(data), read_classes(data)
+(runs / f"ready{seed}").touch()
+while not all((runs / f"ready{s}").exists() for s in (0, 1)):
+    time.sleep(0.001)
+for number in range(20):
+    print("".join(map(str, read_folds(runs / str(number) / "folds.csv", table, classes, 3, seed)["fold"])))
+"""
+
+
+def test_two_processes_that_start_together_get_the_same_folds(sample, tmp_path):
+    commands = [[sys.executable, "-c", DEAL, str(sample), str(tmp_path), str(seed)] for seed in (0, 1)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
+    dealt = [[line for line in p.communicate()[0].splitlines() if line.isdigit()] for p in processes]
+    assert dealt[0] == dealt[1] and len(dealt[0]) == 20
+    assert {path.name for path in (tmp_path / "0").iterdir()} <= {"folds.csv", ".folds.csv.lock"}
+
+
+def test_folds_are_kept_whatever_the_seed_and_it_is_said(sample, tmp_path, capsys):
+    table, classes = read_index(sample), read_classes(sample)
+    first = folding.read_folds(tmp_path / "folds.csv", table, classes, 3, seed=0)
+    folding.read_folds(tmp_path / "folds.csv", table, classes, 3, seed=0)
+    assert capsys.readouterr().out == ""
+    pd.testing.assert_frame_equal(folding.read_folds(tmp_path / "folds.csv", table, classes, 3, seed=1), first)
+    assert "was not dealt with seed 1; its folds are kept" in capsys.readouterr().out

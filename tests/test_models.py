@@ -1,7 +1,9 @@
 """Architectures, encoder weights, losses."""
 
 import math
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -220,12 +222,30 @@ def test_a_wrong_weight_file_is_refused(tmp_path):
         build_model("unet", 2, "resnet18", str(pickled))
 
 
-@pytest.mark.parametrize("encoder", ["resnet34", THIN])
-def test_imagenet_weights_out_of_reach_fail_at_once_and_say_what_to_do(monkeypatch, encoder):
+@pytest.mark.parametrize("encoder", ["resnet18", THIN])
+def test_imagenet_weights_out_of_reach_fail_at_once_and_the_advice_works(monkeypatch, tmp_path, encoder):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ModelError, match=r"can't be reached.*copy its cache folder"):
+    with pytest.raises(ModelError, match=r"can't be reached.*`hf download [^`]+`") as caught:
         build_model("unet", 2, encoder, "imagenet")
+    named = re.search(r"`hf download (\S+?)(?: --revision (\S+))?`.* the folder (\S+) from", str(caught.value))
+    repository, revision, folder = named.groups()
+    snapshot = tmp_path / folder / "snapshots" / (revision or "0" * 40)  # as `hf download` makes them
+    snapshot.mkdir(parents=True)
+    if not revision:
+        (tmp_path / folder / "refs").mkdir()
+        (tmp_path / folder / "refs" / "main").write_text(snapshot.name)
+    assert folder == "models--" + repository.replace("/", "--")
+    weights = build_model("unet", 2, encoder).network.encoder.state_dict()
+    weights = {key.removeprefix("model."): torch.full_like(value, 0.25) for key, value in weights.items()}
+    save_file(weights, snapshot / "model.safetensors")
+    (snapshot / "config.json").write_text("{}")
+    code = "import sys; from utils.models import build_model; m = build_model('unet', 2, sys.argv[1], 'imagenet');"
+    code += "print(min(p.min().item() for p in m.network.encoder.parameters()))"
+    offline = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, encoder]
+    ended = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True)
+    assert ended.stdout.split() == ["0.25"], ended.stderr
 
 
 def test_imagenet_weights_of_torchvision_out_of_reach(monkeypatch, tmp_path):

@@ -130,7 +130,8 @@ def test_a_compose_moves_labels_with_the_image_and_interpolates_them(data, tmp_p
 
 def test_any_sampler_chooses_the_images_and_resumes_exactly(data, tmp_path):
     only = [1.0] + [0.0] * (len(data.train) - 1)
-    for sampler in (RandomSampler(range(len(data.train)), num_samples=6), WeightedRandomSampler(only, 8)):
+    own_draws = RandomSampler(range(len(data.train)), num_samples=6, generator=torch.Generator())
+    for sampler in (own_draws, WeightedRandomSampler(only, 8)):
         own = FoldData(data.cache, data.train, data.validation, 0, sampler=sampler)
         folder = tmp_path / type(sampler).__name__
         whole = fit(own, folder / "whole", epochs=3)
@@ -194,7 +195,10 @@ def test_without_source_there_is_no_resume_and_it_says_so(data, tmp_path, capsys
     with pytest.raises(InterruptedError):
         fit(data, tmp_path, stop_after=1, parts={"loss": names["made"]})
     assert "can't be resumed, because the source of a part can't be read: loss" in capsys.readouterr().out
-    assert not (tmp_path / "resume.ckpt").exists()
+    assert len(fit(data, tmp_path, parts={"loss": names["made"]}).history) == 2
+    assert "training starts anew" in capsys.readouterr().out
+    fit(data, tmp_path, parts={"loss": names["made"]})
+    assert "nothing is trained again" not in capsys.readouterr().out and (tmp_path.parent / "previous").exists()
 
 
 KEYS = """

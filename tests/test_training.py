@@ -11,7 +11,8 @@ import torch
 
 from tests import reference
 from tests.small import THIN, fit, same, small_data, weights
-from utils.data.augment import NO_AUGMENTATION, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import NO_AUGMENTATION
 from utils.device import choose_device
 from utils.masks.dice import mean_dice
 from utils.masks.rle import decode
@@ -50,7 +51,8 @@ def test_a_training_leaves_what_the_next_steps_need(trained, data):
         and trained.history["loss"].iloc[-1] < trained.history["loss"].iloc[0]
     )
     assert trained.val_dice.shape == (4, 29) and set(trained.val_dice.index) == set(data.validation["image_name"])
-    assert {p.name for p in folder.iterdir()} == {"best", "last", "history.csv", "val_dice.csv", "logs"}
+    files = {"best", "last", "history.csv", "val_dice.csv", "logs", "finished.json"}
+    assert {p.name for p in folder.iterdir()} == files and read_config(folder / "last").epoch == 4
     assert list((folder / "logs").glob("events*"))
 
 

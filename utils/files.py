@@ -1,19 +1,32 @@
 """Helpers: paths relative to the repository, files that are written whole or not at all, progress lines."""
 
+import errno
 import glob
 import json
 import os
+import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_BETWEEN_LINES = 20.0
 WORKS_FOR = "HAND_BONE_FOLDER"
 """Environment variable: the folder, of a run or of one of its steps, that a process works for."""
+LARGEST_ARRAYS = 2**31
+"""Bytes that the arrays of one .npz file may have when unpacked; those written here have some megabytes."""
+
+
+class DiskFullError(OSError):
+    """A file could not be written because its disk is full; the file that was there before is kept."""
 
 
 def resolve(path: str | Path) -> Path:
@@ -63,16 +76,38 @@ class Progress:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield the path of a new file beside `path`; on success that file takes `path`'s place in one rename.
 
-    A reader sees the old file or the new one, never a part of it, even if the writer is killed.
+    A reader sees the old file or the new one, never a part of it, even if the writer is killed. Raises DiskFullError
+    where there is no space for it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part{path.suffix}")
-    try:
+    with temporarily(temporary, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+
+
+@contextmanager
+def temporarily(part: Path, path: Path) -> Iterator[None]:
+    """Remove the file or folder `part`, if it is still there, when its writer has moved it to `path` or has failed.
+
+    Raises DiskFullError with the size of what is left of the disk if that is what the writer failed of.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        written = sum(f.stat().st_size for f in [part, *part.rglob("*")] if f.is_file())
+        _remove(part)
+        folder = next(parent for parent in path.parents if parent.exists())
+        raise DiskFullError(
+            f"{shown(path)} can't be written: the disk is full. It needs more than {written / 1e6:.1f} MB, and "
+            f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are left there. What was there before is kept: delete what "
+            "is not needed (a run's cache/ and previous/ come first), then start the same command again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(part)
 
 
 def delete_temporary(folder: str | Path, name: str = "") -> None:
@@ -101,6 +136,44 @@ def read_json(path: str | Path, *missing: Any) -> Any:
     if missing and not Path(path).exists():
         return missing[0]
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def open_arrays(path: str | Path) -> Iterator["NpzFile"]:
+    """The arrays of an .npz file, each read when it is asked for; no pickled object is loaded.
+
+    Raises OSError for a file that can't be opened, and ValueError naming the file for one that is damaged, holds Python
+    objects or unpacks to more than LARGEST_ARRAYS.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > LARGEST_ARRAYS:
+                raise ValueError(f"it unpacks to {size / 1e9:.1f} GB, expected less than {LARGEST_ARRAYS / 1e9:.1f} GB")
+            yield arrays
+    except (ValueError, TypeError, AttributeError, LookupError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{shown(path)} is damaged ({error})") from error
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether a full disk is the reason of an error; torch and safetensors raise errors of their own for it."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ import pandas as pd
 from filelock import FileLock
 
 from utils.data.competition import DataError, read_annotation
-from utils.files import cores, replacing
+from utils.files import cores, delete_temporary, open_arrays, replacing
 from utils.masks import labels, rle, upsampling
 from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_label
 from utils.masks.sparse import SparseMaps
@@ -105,6 +104,7 @@ class Cache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
+            delete_temporary(self.folder)
             missing = [name for name in self.sources if not self._valid(name)]
             problems, done = [], 0
             with short_waits(), ThreadPoolExecutor(threads or cores()) as pool:
@@ -118,8 +118,8 @@ class Cache:
         return len(missing)
 
     def read(self, image_name: str) -> Entry:
-        """The entry of one image; call `build` first."""
-        with np.load(self.path(image_name), allow_pickle=False) as arrays:
+        """The entry of one image; call `build` first. ValueError for a damaged file, which `build` makes again."""
+        with open_arrays(self.path(image_name)) as arrays:
             annotated = "truth" in arrays
             return Entry(
                 image=arrays["image"],
@@ -130,9 +130,9 @@ class Cache:
 
     def _valid(self, image_name: str) -> bool:
         try:
-            with np.load(self.path(image_name), allow_pickle=False) as arrays:
+            with open_arrays(self.path(image_name)) as arrays:
                 return arrays["signature"].tobytes().decode() == self.signature(image_name)
-        except (OSError, KeyError, ValueError, BadZipFile):
+        except (OSError, ValueError):
             return False
 
     def _make(self, image_name: str) -> list[str]:

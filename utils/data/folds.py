@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from utils.data.competition import DataError, read_annotation
 from utils.files import replacing, shown
@@ -91,12 +92,15 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFra
 def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_folds: int, seed: int = 0) -> pd.DataFrame:
     """The folds of a run: read from a file, or made by `assign_folds` and written there if it does not exist yet.
 
+    Of several processes that start together, one deals the folds and the others read them.
+
     Args:
         path: the run's folds.csv.
         table: the index (`read_index`); its training images are divided.
         classes: the class names, with which the annotations are read to measure the wrists.
         n_folds: number of folds.
-        seed: of the folds; has no effect if the file exists.
+        seed: of the folds. Folds that are there are kept whatever the seed, with a printed line: so models of several
+            seeds can be compared and averaged out of fold.
 
     Returns:
         The columns ID, image_name, bent and fold of `assign_folds`.
@@ -107,10 +111,12 @@ def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_fold
     """
     path = Path(path)
     train = table[table["split"] == "train"]
-    if not path.exists():
-        folds = assign_folds(add_wrists(train, classes), n_folds, seed)
-        with replacing(path) as temporary:
-            folds.to_csv(temporary, index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), mode=0o666):
+        if not path.exists():
+            folds = assign_folds(add_wrists(train, classes), n_folds, seed)
+            with replacing(path) as temporary:
+                folds.to_csv(temporary, index=False)
     folds = pd.read_csv(path, dtype={"ID": str, "image_name": str})
     problems = []
     for title, names in (
@@ -126,6 +132,12 @@ def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_fold
     if problems:
         advice = "choose another output_dir for other data or folds, or delete the file and what was trained with it"
         raise DataError(f"{shown(path)} was written for another run; {advice}", problems)
+    found = folds.set_index("image_name").loc[train["image_name"]]
+    if (
+        assign_folds(train.assign(bent=found["bent"].tolist()), n_folds, seed)["fold"].tolist()
+        != found["fold"].tolist()
+    ):
+        print(f"{shown(path)} was not dealt with seed {seed}; its folds are kept, so that scores can be compared")
     return folds
 
 

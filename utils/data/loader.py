@@ -52,7 +52,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     An incomplete last batch is filled with the first images of another shuffle, so that all batches have the same size
     and an epoch has every image. With `sampler`, its indices are used in its order instead; the random numbers that it
-    takes from torch derive from (seed, epoch), unless it has a generator of its own.
+    takes from torch, or from a torch generator of its own, derive from (seed, epoch), so that resume is exact.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, sampler: Sampler | None = None):
@@ -71,7 +71,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """Pairs (epoch, index)."""
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.sampler is not None:
-            torch.manual_seed(int(rng.integers(2**62)))
+            draw = int(rng.integers(2**62))
+            torch.manual_seed(draw)
+            if isinstance(generator := getattr(self.sampler, "generator", None), torch.Generator):
+                generator.manual_seed(draw)
             return iter([(self.epoch, int(index)) for index in self.sampler])
         order: list[int] = []
         while len(order) < self.length:

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from utils.files import read_json, replacing, shown, write_json
+from utils.files import delete_temporary, open_arrays, read_json, replacing, shown, write_json
 from utils.masks.sparse import SparseMaps
 
 FORMAT = 1
 LEVELS = 4095
 """Probabilities are stored as whole multiples of 1 / LEVELS. 255 would be enough for the outline of a bone, but not if
 two fold models are sure and disagree: then a difference below 0.001 can decide."""
+LARGEST_SIDE = 2**16
+"""Pixels; larger sizes come from a damaged file, and masks of that size would fill the memory."""
 FLOOR = 0.005
 """A class's region is the box around all its probabilities above this."""
 
@@ -43,6 +44,7 @@ class ProbabilityStore:
         for unfinished in self.folder.glob(".*.part.npz"):
             unfinished.unlink()
         path = self.folder / "store.json"
+        delete_temporary(self.folder)
         source = {"format": FORMAT, **source}
         if not path.exists() or read_json(path) != source:
             for old in self.folder.glob("*.npz"):
@@ -72,11 +74,15 @@ class ProbabilityStore:
         """One image's probabilities. Raises FileNotFoundError or ValueError naming the file and what to do."""
         path = self.path(image_name)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Stored(SparseMaps.from_arrays(arrays), tuple(arrays["size"].tolist()))
+            with open_arrays(path) as arrays:
+                stored = Stored(SparseMaps.from_arrays(arrays), tuple(arrays["size"].tolist()))
+                height, width = stored.size
+                if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+                    raise ValueError(f"the image's size is {stored.size}, expected 1 to {LARGEST_SIDE}")
+                return stored
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{shown(path)}: not stored; run 04_inference_tta for this fold model again"
             ) from None
-        except (BadZipFile, ValueError, KeyError, EOFError) as error:
-            raise ValueError(f"{shown(path)} is damaged ({error}); delete it and run 04_inference_tta again") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it and run 04_inference_tta again") from error

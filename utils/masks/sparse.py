@@ -24,7 +24,14 @@ class SparseMaps:
     values: np.ndarray
 
     def __post_init__(self) -> None:
-        """Raise ValueError if values do not fit the boxes, as in a damaged file."""
+        """Raise ValueError if values do not fit the boxes, or boxes the grid, as in a damaged file."""
+        boxes = np.asarray(self.boxes)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "iu" or len(self.grid) != 2:
+            raise ValueError(f"boxes {boxes.dtype} {boxes.shape} on grid {self.grid}: the file is damaged")
+        if self.values.dtype.kind != "u" or self.values.ndim != 1:
+            raise ValueError(f"values {self.values.dtype} {self.values.shape}: the file is damaged")
+        if (boxes < 0).any() or (boxes[:, :2].astype(np.int64) + boxes[:, 2:] > self.grid).any():
+            raise ValueError(f"a box lies outside the grid {self.grid}: the file is damaged")
         sizes = self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3]
         if sizes.sum() != self.values.size:
             raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")

@@ -2,22 +2,29 @@
 
 import hashlib
 import importlib.metadata
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
-from utils.files import read_json, shown, write_json
+from utils.files import shown, temporarily, write_json
 from utils.models.base import ModelError, PaddedModel
 from utils.models.build import build_model
 from utils.registry import find_part, list_parts
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+LARGEST_CONFIG = 2**24
+"""Bytes; the config of a model with 29 classes and a thousand people has some 30,000."""
+LARGEST_SIDE = 8192
+"""Pixels of an image_size that a config may have."""
 
 INLINE = """{where} holds a network that was given inline, without a name to build it again by. Write it to a file:
 
@@ -45,11 +52,13 @@ class Config:
     on the held-out fold, None without one.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     architecture: str
     encoder: str
     classes: list[str]
     image_size: int
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     mean: list[float] = field(default_factory=lambda: list(PaddedModel.mean))
     std: list[float] = field(default_factory=lambda: list(PaddedModel.std))
     plugin: str = ""
@@ -85,29 +94,68 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(folder: str | Path, model: PaddedModel, config: Config) -> None:
-    """Write the checkpoint beside `folder`, then put it in place of an older one."""
+    """Write the checkpoint beside `folder`, then put it in place of an older one. DiskFullError keeps the older one."""
     folder = Path(folder)
-    temporary, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS)
-    write_json(temporary / CONFIG, asdict(config))
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
+    restore_checkpoint(folder)
+    temporary, old = _beside(folder, "part"), _beside(folder, "old")
+    with temporarily(temporary, folder):
+        temporary.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS)
+        write_json(temporary / CONFIG, asdict(config))
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def restore_checkpoint(folder: str | Path) -> None:
+    """End what a killed `save_checkpoint` began: the older checkpoint goes back to its place if no newer one is there.
+
+    For the process that writes the checkpoint; another one might interrupt it between its two renames.
+    """
+    folder = Path(folder)
+    old = _beside(folder, "old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (old, _beside(folder, "part")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def read_config(folder: str | Path) -> Config:
-    """The config of a checkpoint folder. Raises FileNotFoundError or ModelError saying what is missing or unknown."""
+    """The config of a checkpoint folder, with every value of the type and in the range that this version writes.
+
+    Raises FileNotFoundError or ModelError saying what is missing, unknown or out of range.
+    """
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{shown(folder)} is no checkpoint: expected {CONFIG} and {WEIGHTS} in it")
     try:
-        return Config(**read_json(path))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{shown(path)} is not a config this version understands: {error}") from error
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has {path.stat().st_size / 1e6:.0f} MB, expected at most {LARGEST_CONFIG / 1e6:.0f}")
+        config = TypeAdapter(Config).validate_json(path.read_bytes())
+        if problems := _problems(config):
+            raise ValueError("; ".join(problems))
+        return config
+    except ValueError as error:
+        found = error.errors(include_url=False) if isinstance(error, ValidationError) else []
+        text = "; ".join(": ".join([*map(str, each["loc"]), each["msg"]]) for each in found[:5]) or error
+        raise ModelError(f"{shown(path)} is not a config this version understands: {text}") from error
+
+
+def check_classes(config: Config, classes: Sequence[str], where: str) -> None:
+    """Raise ModelError unless a checkpoint's classes are those of the data, in the same order.
+
+    where: names the checkpoint in the message.
+    """
+    if config.classes == list(classes):
+        return
+    pairs = enumerate(zip(config.classes, classes, strict=False), 1)
+    difference = next((f"class {n} is {a!r} there, {b!r} here" for n, (a, b) in pairs if a != b), "")
+    counts = f"{len(config.classes)} classes, the data have {len(classes)}"
+    raise ModelError(
+        f"{where} was trained on other classes than these data have: {difference or counts}. Its masks would get wrong "
+        "names: use the data it was trained on, the same classes.txt, or another output_dir"
+    )
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[PaddedModel, Config]:
@@ -127,7 +175,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
             plugin that is not loaded, or if model.safetensors is missing or does not fit the network.
     """
     config = read_config(folder)
-    model = build_network(config, shown(folder))
+    path = Path(folder) / WEIGHTS
+    with _AtMost(path.stat().st_size if path.is_file() else 0, shown(folder)):
+        model = build_network(config, shown(folder))
     load_weights(model, folder)
     return model.to(device).eval(), config
 
@@ -148,9 +198,14 @@ def build_network(config: Config, where: str = "") -> PaddedModel:
     if config.plugin_sha256 not in ("", found):
         was = f"SHA-256 {config.plugin_sha256[:8]}, now {found[:8]}"
         print(f"{config.plugin} has changed since {where} was trained ({was}): does it still build the same network?")
-    model = build_model(
-        config.architecture, len(config.classes), config.encoder, image_size=config.image_size, **config.options
-    )
+    try:
+        model = build_model(
+            config.architecture, len(config.classes), config.encoder, image_size=config.image_size, **config.options
+        )
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{where} holds no network that can be built: {error}") from error
     model.mean, model.std = config.mean, config.std
     return model
 
@@ -158,7 +213,55 @@ def build_network(config: Config, where: str = "") -> PaddedModel:
 def load_weights(model: PaddedModel, folder: str | Path) -> None:
     """Load a checkpoint's weights into a model of the same architecture; ModelError names what does not fit."""
     path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{shown(path)} is missing: copy the whole checkpoint folder, {WEIGHTS} and {CONFIG}")
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{shown(path)} is no safetensors file that can be read: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
         raise ModelError(f"{shown(path)} does not fit the model: {error}") from error
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}.{ending}")
+
+
+def _problems(config: Config) -> list[str]:
+    """What is out of range in a config whose values have the right types."""
+    count = len(config.classes)
+    wrong = {
+        "classes: expected different names": not count or len(set(config.classes)) < count or "" in config.classes,
+        f"image_size {config.image_size}: expected 1 to {LARGEST_SIDE}": not 1 <= config.image_size <= LARGEST_SIDE,
+        "mean, std: expected three numbers each, std above 0": [len(config.mean), len(config.std)] != [3, 3]
+        or min(config.std) <= 0,
+        "thresholds: expected a number from 0 to 1 per class": len(config.thresholds) not in (0, count)
+        or not all(0 <= t <= 1 for t in config.thresholds),
+        "flip_order: expected each class once": bool(config.flip_order)
+        and sorted(config.flip_order) != list(range(count)),
+        "options: encoder, weights, classes and sizes are named outside of them": bool(
+            {"name", "classes", "encoder", "encoder_weights", "image_size"} & set(config.options)
+        ),
+    }
+    return [problem for problem, is_there in wrong.items() if is_there]
+
+
+class _AtMost(TorchFunctionMode):
+    """Refuses a network that is far larger than its weight file, before a damaged config fills the memory with it."""
+
+    FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __init__(self, file_bytes: int, where: str):
+        super().__init__()
+        self.left, self.where = 4 * file_bytes + 2**28, where
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self.FACTORIES:
+            size = (kwargs or {}).get("size", args)
+            size = size[0] if size and isinstance(size[0], Sequence) else size
+            self.left -= math.prod(n for n in size if isinstance(n, int))
+            if self.left < 0:
+                raise ModelError(f"{self.where}: {CONFIG} describes a network far larger than {WEIGHTS}")
+        return func(*args, **(kwargs or {}))

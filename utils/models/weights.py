@@ -8,6 +8,7 @@ from pathlib import Path
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights
@@ -31,11 +32,13 @@ def check_hub(repository: str, revision: str | None = None) -> None:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         get_session().head(f"{constants.ENDPOINT}/{repository}", timeout=SECONDS_TO_ANSWER)
     except Exception as error:  # the hub's client changed its HTTP library once already
+        command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
         raise ModelError(
             f"encoder_weights='imagenet' needs {repository} from {constants.ENDPOINT}, which can't be reached "
-            f"({type(error).__name__}). Either connect this machine, or fetch the weights on one that is connected "
-            f"(`huggingface-cli download {repository}`) and copy its cache folder {constants.HF_HUB_CACHE} here, "
-            "or give encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
+            f"({type(error).__name__}). Either connect this machine; or run `{command}` on one that is connected, copy "
+            f"the folder {repo_folder_name(repo_id=repository, repo_type='model')} from its "
+            f"~/.cache/huggingface/hub into {constants.HF_HUB_CACHE} here, and set HF_HUB_OFFLINE=1; or give "
+            "encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
         ) from error
 
 

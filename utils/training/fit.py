@@ -1,7 +1,6 @@
 """Train one fold model: Lightning runs the loop; every epoch is validated at full size and can be resumed exactly."""
 
 import copy
-import logging
 import math
 import time
 import warnings
@@ -10,20 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import albumentations as A
-import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
 from utils.data.loader import FoldData, plain_loader, training_loader
-from utils.device import Precision, choose_device
-from utils.files import interactive, resolve, shown
+from utils.device import choose_device
+from utils.files import delete_temporary, resolve, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import (
     Config,
@@ -31,10 +27,21 @@ from utils.models.checkpoint import (
     hash_people,
     load_weights,
     read_config,
+    restore_checkpoint,
 )
-from utils.training.module import RESUME, Settings, TrainingError, TrainingModule
+from utils.training import faults
+from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
 from utils.training.precision import choose_precision
-from utils.training.resume import NoSourceError, resume_key, saved_epochs
+from utils.training.resume import (
+    RESUME,
+    NoSourceError,
+    finished,
+    mark_finished,
+    resume_key,
+    saved_epochs,
+    set_aside,
+)
+from utils.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,12 @@ def fit(
     Writes best/ and last/ (checkpoint folders), history.csv, val_dice.csv (images × classes of the best epoch), logs/
     (TensorBoard) and, while it runs, resume.ckpt: started again with the same parts, settings and data, training goes
     on after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
-    number of threads). With anything changed, it starts anew; so it does where the source of a part can't be read.
+    number of threads). A finished training that is found again is taken up at once. With anything changed, the results
+    that are there move to previous/<folder>-<number> beside the folder, and training starts anew; so it does where the
+    source of a part can't be read.
+
+    If a loss is not finite, its batch is saved as nonfinite-….npz, and training goes back to the last good epoch, once,
+    and on at a tenth of the learning rate; the history's column `retries` says from which epoch on.
 
     Args:
         model: gives logits, float (N, classes, H, W), for normalised images, float (N, 3, H, W). From `build_model` or
@@ -88,14 +100,35 @@ def fit(
     Raises:
         TypeError, ValueError: parts that do not fit together.
         ModelError: an init_checkpoint that does not fit or knows people of the validation images.
-        TrainingError: a loss that is not finite, or logits of another shape than the labels.
+        TrainingError: a loss that is not finite, after the retry too; logits of another shape than the labels; a
+            process that prepares batches has died; memory does not suffice, with what fits.
+        DiskFullError: a file does not fit on the disk.
         RuntimeError: a device that is not there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    device, folder = choose_device(settings.device), Path(folder)
     model = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
     _check_parts(model, loss, optimizer, schedule)
+    try:
+        return _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder, device)
+    except Exception as error:
+        if faults.dead_worker(error):
+            raise TrainingError(faults.worker_advice(error, settings.num_workers)) from error
+        if not faults.out_of_memory(error):
+            raise
+        found = str(error).strip().splitlines()[0][:200]
+    faults.free_memory()  # here, because the error held what the failed step had allocated
+    raise TrainingError(
+        faults.memory_advice(model, loss, settings, len(data.cache.classes), data.cache.grid[0], device, found)
+    )
+
+
+def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder: Path, device: torch.device) -> Trained:
+    """`fit`, without what it says when memory does not suffice."""
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    delete_temporary(folder)
+    for name in ("best", "last"):
+        restore_checkpoint(folder / name)
     people = set(hash_people(data.train["ID"]))
     if settings.init_checkpoint:
         people |= start_from(model, data, settings.init_checkpoint)
@@ -106,7 +139,6 @@ def fit(
         untouched = replace(data, sampler=copy.deepcopy(data.sampler))
         sample = training_loader(untouched, augmenter, settings.batch_size, settings.seed)
         shape, file = (settings.batch_size, data.cache.grid[0]), settings.precision_file or folder / "precision.json"
-        device = choose_device(settings.device)
         precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
         settings = replace(settings, precision=precision.name)
     config = Config(
@@ -119,41 +151,83 @@ def fit(
         people=sorted(people),
         **describe_network(model),
     )
-    names = data.validation["image_name"].tolist()
-    settings, key = _key(model, loss, augmentation, optimizer, schedule, data, settings)
+    key = _key(model, loss, augmentation, optimizer, schedule, data, settings)
+    if found := finished(folder, key):
+        print(f"{shown(folder)} holds this training, finished: nothing is trained again")
+        return _trained(folder, model, found["score"], found["minutes"])
     done = saved_epochs(folder / RESUME, key)
-    loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
-    loader.sampler.set_epoch(done)  # workers draw the first epoch's order before Lightning says which it is
+    if done is None and settings.resumable:
+        set_aside(folder)
     if settings.gradient_clip or isinstance(optimizer, torch.optim.SGD):
         # Lightning must scale float16 gradients back before they are clipped; and when the first step overflows, which
         # is usual, torch's fused SGD goes on with momentum that it never wrote
         optimizer._step_supports_amp_scaling = False
     module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
-    trainer = _trainer(settings, folder, bool(names))
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
-        )
-        trainer.fit(
-            module,
-            loader,
-            plain_loader(data.cache, names, settings.batch_size, settings.num_workers) if names else None,
-            ckpt_path=folder / RESUME if done else None,
-            weights_only=True,
-        )
-    module.save("last", module.best if names else None)
-    if not names:
-        module.save("best", None)
+    modes = {each: each.training for each in module.modules()}
+    while not _run(module, augmenter, done):
+        done = len(module.history)
+        for each, training in modes.items():
+            each.training = training
+    module.save("last", module.best if module.names else None, len(module.history))
+    if not module.names:
+        module.save("best", None, len(module.history))
+    score, minutes = module.best if module.names else float("nan"), (time.monotonic() - started) / 60
+    if settings.resumable:
+        mark_finished(folder, key, score, minutes)
     (folder / RESUME).unlink(missing_ok=True)
+    return _trained(folder, model, score, minutes)
+
+
+def _run(module: TrainingModule, augmenter: Augmenter, done: int | None) -> bool:
+    """Train to the end, after the `done` epochs in the resume file if not None: True, or False if it has to be retried.
+
+    A loss that is not finite is retried once, then raised as TrainingError.
+    """
+    data, settings, folder = module.data, module.settings, module.folder
+    loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
+    loader.sampler.set_epoch(done or 0)  # workers draw the first epoch's order before Lightning says which it is
+    validation = plain_loader(data.cache, module.names, settings.batch_size, settings.num_workers)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
+            )
+            build_trainer(settings, folder).fit(
+                module,
+                loader,
+                validation if module.names else None,
+                ckpt_path=None if done is None else folder / RESUME,
+                weights_only=True,
+            )
+        return True
+    except NonFiniteLossError as error:
+        batch = folder / f"nonfinite-epoch{error.epoch + 1}-batch{error.step + 1}.npz"
+        faults.save_batch(batch, loader, error.epoch, error.step, error.loss)
+        what = f"{error} (saved in {shown(batch)})"
+        if module.retries or not settings.resumable:
+            tried = f", also at {RETRY_LR:g} of the learning rate" if module.retries else ""
+            raise TrainingError(
+                f"{what}{tried}: try a smaller lr, gradient_clip=1 or precision='32-true', and look at that batch. The "
+                "epochs before are kept"
+            ) from error
+    module.retries += 1
+    print(f"{what}: going back to the end of epoch {len(module.history)}, and on at {RETRY_LR:g} of the learning rate")
+    return False
+
+
+def _trained(folder: Path, model: PaddedModel, score: float, minutes: float) -> Trained:
+    """What a finished training left in its folder."""
     load_weights(model.cpu(), folder / "best")
     model._compiled_call_impl = None  # whoever uses it next does so on the CPU
+    classes = read_config(folder / "best").classes
+    validated = not math.isnan(score)
     return Trained(
-        score=module.best if names else float("nan"),
+        score=score,
         model=model.eval(),
-        history=pd.DataFrame(module.history),
-        val_dice=pd.read_csv(folder / "val_dice.csv", index_col=0) if names else pd.DataFrame(columns=config.classes),
+        history=pd.read_csv(folder / "history.csv", float_precision="round_trip"),
+        val_dice=pd.read_csv(folder / "val_dice.csv", index_col=0) if validated else pd.DataFrame(columns=classes),
         checkpoint=folder / "best",
-        minutes=(time.monotonic() - started) / 60,
+        minutes=minutes,
     )
 
 
@@ -203,8 +277,8 @@ def _check_parts(model: PaddedModel, loss: Callable, optimizer: object, schedule
         raise ValueError('ReduceLROnPlateau gets the validation Dice, which should grow: give it mode="max"')
 
 
-def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, settings: Settings) -> tuple[Settings, str]:
-    """The settings, without resume where that is not possible, and the key of the resume file."""
+def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, settings: Settings) -> str:
+    """The key of the resume file; "", with a line why, where the source of a part can't be read."""
     names = [*data.train["image_name"], *data.validation["image_name"]]
     parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
     parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
@@ -212,45 +286,7 @@ def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, setting
     if settings.init_checkpoint:
         parts["start"] = dict(model.state_dict())
     try:
-        return settings, resume_key(**parts)
+        return resume_key(**parts)
     except NoSourceError as error:
         print(f"an interrupted training can't be resumed, because the source of a part can't be read: {error}")
-        return replace(settings, resumable=False), ""
-
-
-def _trainer(settings: Settings, folder: Path, validated: bool) -> L.Trainer:
-    device = choose_device(settings.device)
-    loggers = [TensorBoardLogger(folder, name="logs", version="")]
-    if settings.wandb_project:
-        loggers.append(_wandb(folder, settings.wandb_project))
-    patience = math.ceil(settings.early_stopping / settings.validate_every)  # in validations, as Lightning counts
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner and hints, not its warnings
-    return L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=Precision(settings.precision).lightning,
-        benchmark=True,  # cuDNN's fastest convolutions; batches are all of one size
-        max_epochs=settings.epochs,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.gradient_clip or None,
-        check_val_every_n_epoch=settings.validate_every,
-        callbacks=[EarlyStopping("val_dice", mode="max", patience=patience)] if patience and validated else [],
-        logger=loggers,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=interactive(),
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-
-
-def _wandb(folder: Path, project: str):
-    try:
-        import wandb  # noqa: F401
-        from lightning.pytorch.loggers import WandbLogger
-    except ImportError as error:
-        raise TrainingError(
-            f"wandb_project={project!r} needs W&B: pip install wandb, or leave wandb_project empty"
-        ) from error
-    return WandbLogger(name="-".join(folder.parts[-2:]), project=project, save_dir=folder)
+        return ""

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
@@ -22,15 +21,26 @@ from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, dice_table, mean_dice
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
+from utils.training.log import print_epoch
 from utils.training.losses import BceDice
+from utils.training.resume import RESUME
 
-RESUME = "resume.ckpt"
 WITHOUT_EFFECT = ("num_workers", "device", "wandb_project", "resumable", "on_epoch", "precision_file")
 """Settings that change nothing in the result."""
+RETRY_LR = 0.1
+"""Factor on the learning rate from the retry after a loss that is not finite on."""
 
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says where it stopped and what to try."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss of a batch is NaN or infinite. loss: it. epoch, step: where, both from 0."""
+
+    def __init__(self, loss: float, epoch: int, step: int):
+        super().__init__(f"the loss became {loss} in epoch {epoch + 1}, batch {step + 1}")
+        self.loss, self.epoch, self.step = loss, epoch, step
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,9 @@ class Settings:
     between validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS`, or "auto" for
     the fastest here, which is measured once and kept in precision_file ("": precision.json in the training's folder).
     device: see `utils.device`. upsample: what is upsampled to full size in validation; the official baseline takes
-    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch. on_epoch: called with the
-    history, one dictionary per epoch; None prints a line.
+    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch, the mark of a finished
+    training, and what another training left in the folder. on_epoch: called with the history, one dictionary per epoch;
+    None prints a line.
     """
 
     epochs: int = 30
@@ -110,7 +121,8 @@ def batch_loss(model: PaddedModel, loss: Loss, batch: dict[str, Any], precision:
 class TrainingModule(L.LightningModule):
     """A network with its loss, its averaged weights and its full-size validation; arguments as of `fit`.
 
-    config: what its checkpoints say. key: of the resume file.
+    config: what its checkpoints say. key: of the resume file. retries: how often the training went back to the last
+    good epoch after a loss that is not finite; from then on, the learning rate is RETRY_LR of the schedule's.
     """
 
     def __init__(
@@ -140,12 +152,19 @@ class TrainingModule(L.LightningModule):
             self.average.requires_grad_(False)
         self.history: list[dict] = []
         self.best = -1.0
+        self.retries = 0
         self.losses: list[torch.Tensor] = []
         self.rows: dict[str, np.ndarray] = {}
 
     def validated_model(self) -> PaddedModel:
         """The network that is validated and saved: the averaged one where there is one."""
         return self.average.module if self.average is not None else self.model
+
+    def on_train_start(self) -> None:
+        """Save the state before the first epoch too, to go back to; stop where a resumed training had stopped early."""
+        if not self.history:
+            self._save_resume_file()
+        self.trainer.should_stop = self._stops()
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock and losses; the last epoch is validated whatever `validate_every` says."""
@@ -163,13 +182,23 @@ class TrainingModule(L.LightningModule):
             self._mean_loss()  # not every step: reading a value makes a GPU wait
         return loss
 
+    def optimizer_step(self, *arguments: Any) -> None:
+        """A step of the optimiser, after a retry at a lower rate than the schedule's, which goes on undisturbed."""
+        groups = self.parts["optimizer"].param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * RETRY_LR**self.retries
+        super().optimizer_step(*arguments)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
     def on_train_batch_end(self, *_: object) -> None:
         """Average the weights after each optimiser step."""
         if self.average is not None and self.global_step > int(self.average.n_averaged):
             self.average.update_parameters(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        """Stop here if the loss is not finite."""
+        """Stop here if the loss is not finite: what follows would be worth nothing."""
         self._mean_loss()
         self.validated_model().eval()
 
@@ -190,80 +219,78 @@ class TrainingModule(L.LightningModule):
         self.log("val_dice", score)
         if score > self.best:
             self.best = score
-            self.save("best", score)
+            self.save("best", score, self.current_epoch + 1)
             with replacing(self.folder / "val_dice.csv") as temporary:
                 table.to_csv(temporary)
 
     def on_train_epoch_end(self) -> None:
-        """Add the epoch to the history, on disk too, and save what a resumed training needs."""
+        """Add the epoch to the history, on disk too, step a schedule of epochs, and save what a resumed start needs."""
         row = {
             "epoch": self.current_epoch + 1,
             "of": self.settings.epochs,
             "loss": self._mean_loss(),
             "val_dice": mean_dice(dice_table(self.rows, self.config.classes)),
-            "lr": self.parts["optimizer"].param_groups[0]["lr"],
+            "lr": self.parts["optimizer"].param_groups[0]["lr"] * RETRY_LR**self.retries,
             "seconds": time.monotonic() - self.started,
+            "retries": self.retries,
         }
         self.history.append(row)
+        if isinstance(self.parts["schedule"], ReduceLROnPlateau) and self.rows:
+            self.parts["schedule"].step(row["val_dice"])
         self.log("loss", row["loss"])
         self.log("lr", row["lr"])
         with replacing(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-        if self.settings.resumable:
-            self.trainer.save_checkpoint(self.folder / RESUME)
+        self.trainer.should_stop = self.trainer.should_stop or self._stops()
+        self._save_resume_file()
         (self.settings.on_epoch or print_epoch)(self.history)
 
     def configure_optimizers(self) -> dict:
-        """The given optimiser; its schedule steps with it, or on each validation Dice if it waits for a plateau."""
+        """The given optimiser; its schedule steps with it. One that waits for a plateau steps in on_train_epoch_end:
+        Lightning would step it after the resume file is written."""
         optimizer, schedule = self.parts["optimizer"], self.parts["schedule"]
-        if schedule is None:
+        if schedule is None or isinstance(schedule, ReduceLROnPlateau):
             return {"optimizer": optimizer}
-        when = {"interval": "step"}
-        if isinstance(schedule, ReduceLROnPlateau):
-            when = {"interval": "epoch", "frequency": self.settings.validate_every, "monitor": "val_dice"}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """What Lightning would forget."""
-        checkpoint["training"] = {"key": self.key, "history": self.history, "best": self.best}
+        saved = {"key": self.key, "history": self.history, "best": self.best, "retries": self.retries}
+        if isinstance(self.parts["schedule"], ReduceLROnPlateau):
+            saved["plateau"] = self.parts["schedule"].state_dict()
+        checkpoint["training"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take up the history where it stopped."""
-        self.history, self.best = checkpoint["training"]["history"], checkpoint["training"]["best"]
+        saved = checkpoint["training"]
+        self.history, self.best = saved["history"], saved["best"]
+        self.retries = max(self.retries, saved["retries"])
+        if "plateau" in saved:
+            self.parts["schedule"].load_state_dict(saved["plateau"])
 
-    def save(self, name: str, score: float | None) -> None:
-        """Write the validated network as the checkpoint folder `name`."""
+    def save(self, name: str, score: float | None, epoch: int) -> None:
+        """Write the validated network, after `epoch` epochs, as the checkpoint folder `name`."""
         thresholds = [self.settings.threshold] * len(self.config.classes)
-        config = replace(self.config, thresholds=thresholds, epoch=self.current_epoch + 1, score=score)
+        config = replace(self.config, thresholds=thresholds, epoch=epoch, score=score)
         save_checkpoint(self.folder / name, self.validated_model(), config)
 
+    def _save_resume_file(self) -> None:
+        if self.settings.resumable:
+            self.trainer.save_checkpoint(self.folder / RESUME)
+
+    def _stops(self) -> bool:
+        """Whether `early_stopping` epochs have passed without a better validation Dice."""
+        scored = {row["epoch"]: row["val_dice"] for row in self.history if math.isfinite(row["val_dice"])}
+        patience = self.settings.early_stopping
+        return bool(patience and scored) and max(scored) - max(scored, key=scored.get) >= patience
+
     def _mean_loss(self) -> float:
-        loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {self.current_epoch + 1}: try a smaller lr, gradient_clip=1 or "
-                "precision='32-true'. The epochs before are kept."
-            )
-        return loss
-
-
-def print_epoch(history: list[dict]) -> None:
-    """One log line for the last epoch."""
-    row = history[-1]
-    left = row["of"] - row["epoch"]
-    seconds = np.median([r["seconds"] for r in history])
-    dice = "" if math.isnan(row["val_dice"]) else f"  val Dice {row['val_dice']:.4f}"
-    print(
-        f"epoch {row['epoch']:>3}/{row['of']}  loss {row['loss']:.4f}{dice}  lr {row['lr']:.1e}  {row['seconds']:.0f} s"
-        f"  {left * seconds / 60:.0f} min left  {_peak_memory()}",
-        flush=True,
-    )
-
-
-def _peak_memory() -> str:
-    if torch.cuda.is_available():
-        return f"GPU peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+        losses = torch.stack(self.losses).double()
+        mean = losses.mean().item()
+        if not math.isfinite(mean):
+            step = int(losses.isfinite().logical_not().nonzero()[0])
+            raise NonFiniteLossError(losses[step].item(), self.current_epoch, step)
+        return mean
 
 
 def _ema(decay: float) -> Callable:

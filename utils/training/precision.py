@@ -14,6 +14,7 @@ from utils.device import Precision, candidates
 from utils.files import read_json, shown, write_json
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import describe_network
+from utils.training.faults import out_of_memory
 from utils.training.module import batch_loss
 
 STEPS = 4
@@ -73,7 +74,7 @@ def seconds_per_step(
                 network.zero_grad()
                 seconds.append(time.perf_counter() - began)
         except RuntimeError as error:  # such as an operation without bfloat16
-            if precision.name == "32-true":
+            if precision.name == "32-true" or out_of_memory(error):
                 raise
             print(f"{precision.name} does not work with this network: {str(error).splitlines()[0]}")
             return float("inf")

@@ -1,8 +1,10 @@
-"""The key of a resume file: everything that shapes a training, parts given as objects included."""
+"""What a training leaves for its next start: the resume file, the mark of a finished one, and the key of both, which
+tells everything that shapes a training, parts given as objects included."""
 
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import sys
 import sysconfig
@@ -14,9 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from utils.files import ROOT, shown
+from utils.files import ROOT, read_json, replacing, shown, write_json
+from utils.models.checkpoint import WEIGHTS
+
+RESUME, FINISHED = "resume.ckpt", "finished.json"
+RESULTS = (RESUME, FINISHED, "best", "last", "logs", "history.csv", "val_dice.csv", "metrics.json")
+PICTURES = ("curves.png", "classes.png", "worst*.png", "submission.*")
+"""What a training, and the notebook around it, writes into its folder."""
 
 LIBRARIES = (str(ROOT / "utils"), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 OWN_TO_TORCH = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
@@ -100,17 +109,62 @@ def _code(value: Any, inner: Any) -> Any:
     return [inspect.getsource(value), inner(used.nonlocals), inner(used.globals), inner(defaults)]
 
 
-def saved_epochs(path: Path, key: str) -> int:
-    """The epochs that the resume file holds, if it belongs to the training with this key; else 0, with a line why."""
+class ResumeFile(TorchCheckpointIO):
+    """Writes Lightning's checkpoint beside its final place and renames it: a kill meanwhile keeps the former one.
+
+    Lightning's own way makes the file in memory, then in the system's temporary folder, and copies it from there.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; DiskFullError says so where it does not fit."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def saved_epochs(path: Path, key: str) -> int | None:
+    """The finished epochs in the resume file, or None, with a line why, if this training can't go on from it.
+
+    key: of this training; "" goes on from no file. No pickled code of the file runs.
+    """
     if not path.exists():
-        return 0
+        return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["training"]
+        epochs, fits = len(saved["history"]), saved["key"] == key != ""
     except Exception as error:  # a damaged file must not cost the night
         print(f"{shown(path)} can't be read ({type(error).__name__}): training starts anew")
-        return 0
-    if saved["key"] != key:
+        return None
+    if not fits:
         print(f"{shown(path)} is of a training with other parameters, parts or data: training starts anew")
-        return 0
-    print(f"going on after epoch {len(saved['history'])} of an interrupted training")
-    return len(saved["history"])
+        return None
+    print(f"going on after epoch {epochs} of an interrupted training")
+    return epochs
+
+
+def mark_finished(folder: Path, key: str, score: float, minutes: float) -> None:
+    """Write that the training with this key has ended and that its results in `folder` are whole."""
+    score = None if np.isnan(score) else score
+    write_json(folder / FINISHED, {"key": key, "score": score, "minutes": minutes})
+
+
+def finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """What `mark_finished` wrote for the training with this key, with its score as a number; None without one."""
+    found = read_json(folder / FINISHED, {})
+    if not key or found.get("key") != key or not (folder / "best" / WEIGHTS).is_file():
+        return None
+    return found | {"score": float("nan") if found["score"] is None else found["score"]}
+
+
+def set_aside(folder: Path) -> None:
+    """Move the results of another training, if any epoch of one is in `folder`, to previous/<folder>-<number> beside.
+
+    Files that are not a training's, such as the log of a run, stay.
+    """
+    if not (folder / "history.csv").exists():
+        return
+    numbered = (folder.parent / "previous" / f"{folder.name}-{number}" for number in itertools.count(1))
+    aside = next(path for path in numbered if not path.exists())
+    aside.mkdir(parents=True)
+    for path in [path for name in (*RESULTS, *PICTURES) for path in folder.glob(name)]:
+        path.rename(aside / path.name)
+    print(f"{shown(folder)} holds another training: its results are now in {shown(aside)}")

@@ -1,0 +1,126 @@
+"""What a training does when something fails: a loss that is not finite, too little memory, a dead loader worker."""
+
+import gc
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch.utils.data import DataLoader
+
+from utils.data.loader import dense_labels, stack
+from utils.device import Precision, candidates
+from utils.files import replacing
+from utils.models.base import Loss, PaddedModel
+from utils.training.module import Settings, batch_loss
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
+"""Parts of the messages with which torch says so."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the GPU or of this process does not suffice."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
+
+
+def dead_worker(error: BaseException) -> bool:
+    """Whether an error says that a process of a DataLoader has ended or has failed for want of memory."""
+    text = str(error)
+    return "DataLoader worker" in text and (out_of_memory(error) or "killed by" in text or "exited unexpect" in text)
+
+
+def worker_advice(error: BaseException, num_workers: int) -> str:
+    """What to do when `dead_worker` is true."""
+    return (
+        f"one of the num_workers={num_workers} processes that prepare batches died ({str(error).splitlines()[0]}). "
+        "Most often memory ran out, or /dev/shm is too small (Docker: --shm-size 8g). The finished "
+        "epochs are kept: start the same training again, with a smaller num_workers if it happens again"
+    )
+
+
+def memory_advice(
+    model: PaddedModel, loss: Loss, settings: Settings, classes: int, image_size: int, device: torch.device, found: str
+) -> str:
+    """What fits into the memory after a training ran out of it, found out by real steps on empty images.
+
+    The steps keep as much memory free as averaged weights and Adam's two moments need. found: what torch said. Changes
+    the network's gradients and the statistics of its batch norms.
+    """
+    precision = Precision(candidates(device)[0] if settings.precision == "auto" else settings.precision)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    held = size * (2 + bool(settings.ema_decay))
+
+    def fits(batch_size: int, side: int) -> bool:
+        return step_fits(model, loss, (batch_size, classes, side), precision, device, held)
+
+    smaller = (n for n in range(settings.batch_size - 1, 0, -1) if settings.batch_size % n == 0)
+    batch_size = next((n for n in smaller if fits(n, image_size)), 0)
+    side = next((side for side in _sides(image_size) if fits(settings.batch_size, side)), 0)
+    accumulate = settings.accumulate * settings.batch_size // max(batch_size, 1)
+    advice = [
+        f"batch_size={batch_size} with accumulate={accumulate} fits, with as many images per optimiser step"
+        if batch_size
+        else "no smaller batch_size fits",
+        f"image_size={side} fits with batch_size={settings.batch_size}" if side else "no smaller image_size fits",
+    ]
+    return (
+        f"out of memory with batch_size={settings.batch_size} at image_size={image_size} ({found}). Tried here: "
+        f"{'; '.join(advice)}. A network with fewer channels helps too"
+    )
+
+
+def step_fits(
+    model: PaddedModel, loss: Loss, shape: tuple[int, int, int], precision: Precision, device: torch.device, held: int
+) -> bool:
+    """Whether a step, forward and backward, works beside `held` bytes. shape: batch size, classes, image side."""
+    batch_size, classes, side = shape
+    label = {"boxes": torch.zeros(batch_size, classes, 4, dtype=torch.int64), "values": torch.zeros(0).byte()}
+    batch = {"image": torch.zeros(batch_size, 3, side, side, dtype=torch.uint8), "label": label}
+    try:
+        rest = torch.empty(held, dtype=torch.uint8, device=device)
+        model.to(device).train()
+        with precision.autocast(device):
+            value = batch_loss(model, loss, move_data_to_device(batch, device), precision)
+        value.backward()
+        return len(rest) == held
+    except Exception:  # no memory, or a size that this network can't compute
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back what an ended training still holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def save_batch(path: Path, loader: DataLoader, epoch: int, step: int, loss: float) -> None:
+    """Write batch `step` (from 0) of an epoch (from 0) as .npz, made again as the training saw it.
+
+    Arrays: image uint8 (N, channels, h, w), label uint8 (N, classes, h, w) with 255 for full coverage, image_name (N,),
+    epoch (from 1), batch (from 1), loss.
+    """
+    loader.sampler.set_epoch(epoch)
+    first = step * loader.batch_size
+    keys = list(loader.sampler)[first : first + loader.batch_size]
+    batch = stack([loader.dataset[key] for key in keys])
+    arrays = {"image": batch["image"].numpy(), "label": dense_labels(batch).mul(255).round().byte().numpy()}
+    arrays["image_name"] = np.array([loader.dataset.names[index] for _, index in keys])
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, epoch=epoch + 1, batch=step + 1, loss=loss, **arrays)
+
+
+def first_bad(losses: Iterable[float]) -> int:
+    """The index of the first loss that is not finite."""
+    return next(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+
+
+def _sides(image_size: int) -> list[int]:
+    """Smaller image sizes to try, multiples of 32 pixels."""
+    sides = [int(image_size * share) // 32 * 32 for share in (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)]
+    return [side for side in sides if side >= 32]
