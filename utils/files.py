@@ -5,10 +5,11 @@ import glob
 import json
 import os
 import shutil
+import subprocess
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,22 @@ def delete_temporary(folder: str | Path, name: str = "") -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside `folder`; on success it takes `folder`'s place, with everything in it."""
+    folder = Path(folder)
+    temporary, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        _remove(leftover)
+    with temporarily(temporary, folder):
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    _remove(old)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) whole or not at all."""
     with replacing(path) as temporary:
@@ -136,6 +153,23 @@ def read_json(path: str | Path, *missing: Any) -> Any:
     if missing and not Path(path).exists():
         return missing[0]
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def kept_result(path: str | Path, setting: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """The JSON object in the last line that `command` prints, run in a process of its own from the repository's root.
+
+    It is kept in `path` with `setting`, and the command is not run again while the setting is the same. Raises
+    RuntimeError with the end of what a failed command printed.
+    """
+    found = read_json(path, {})
+    if any(found.get(key) != value for key, value in setting.items()):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            name = " ".join(map(str, command[1:]))
+            raise RuntimeError(f"{name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        found = json.loads(done.stdout.splitlines()[-1]) | setting
+        write_json(path, found)
+    return found
 
 
 @contextmanager

@@ -138,3 +138,34 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     ax.set(xlim=(low - 0.06 * room, high + 0.34 * room))
     ax.set_axisbelow(True)
     return figure
+
+
+def formats(table: pd.DataFrame) -> Figure:
+    """What each exported format costs: time, size and Dice; PyTorch, with which they are compared, is grey.
+
+    `table` is that of `utils.inference.parity.Parity`; formats without a file are left out. Where there is no truth,
+    the third chart has the Dice with PyTorch's masks in place of the change of Dice.
+    """
+    table = table.dropna(subset=["difference"])
+    dice = ("change", "{:+.4f}", "change of mean Dice")
+    if table["change"].isna().all():
+        dice = ("agreement", "{:.4f}", "Dice with PyTorch's masks")
+    shown = (("milliseconds", "{:.0f}", "ms per image on the CPU"), ("megabytes", "{:.1f}", "size in MB"), dice)
+    figure, axes = new_figure(WIDTH, 1.0 + 0.36 * len(table), 1, 3)
+    colours = [SOFT if name == "pytorch" else PALETTE[5] for name in table.index]
+    for ax, (column, text, title) in zip(axes, shown, strict=True):
+        values, rows = table[column].to_numpy(float), range(len(table))
+        if column == dice[0]:  # differences are small, so the axis does not begin at zero
+            span = max(float(np.ptp(values)), 0.0005)
+            ax.scatter(values, rows, color=colours, s=40, zorder=3)
+            ax.set_xlim(values.min() - 0.15 * span, values.max() + 0.45 * span)
+            ax.locator_params(axis="x", nbins=4)
+        else:
+            span = values.max()
+            ax.barh(rows, values, color=colours, height=0.6)
+            ax.set_xlim(0, 1.25 * span)
+        for row, value in zip(rows, values, strict=True):
+            ax.text(value + 0.04 * span, row, text.format(value), va="center", fontsize=9, color=INK)
+        describe(ax, title, grid="x", rows=table.index if ax is axes[0] else [""] * len(table))
+        ax.set_axisbelow(True)
+    return figure

@@ -93,19 +93,30 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def save_checkpoint(folder: str | Path, model: PaddedModel, config: Config) -> None:
-    """Write the checkpoint beside `folder`, then put it in place of an older one. DiskFullError keeps the older one."""
+def save_checkpoint(folder: str | Path, model: PaddedModel, config: Config, half: bool = False) -> None:
+    """Write the checkpoint beside `folder`, then put it in place of an older one. DiskFullError keeps the older one.
+
+    half: store weights as float16, except tensors with values beyond its range; `load_checkpoint` makes them float32.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {name: _halved(tensor) for name, tensor in state.items()}
     folder = Path(folder)
     restore_checkpoint(folder)
     temporary, old = _beside(folder, "part"), _beside(folder, "old")
     with temporarily(temporary, folder):
         temporary.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS)
+        save_file(state, temporary / WEIGHTS)
         write_json(temporary / CONFIG, asdict(config))
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    smaller = tensor.half() if tensor.dtype == torch.float32 else tensor
+    return smaller if smaller.isfinite().all() else tensor
 
 
 def restore_checkpoint(folder: str | Path) -> None:

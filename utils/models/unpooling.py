@@ -34,7 +34,8 @@ class UnpoolingStage(nn.Module):
 
     def forward(self, maps: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """(N, inputs, h, w) to (N, outputs[-1], 2h, 2w); values go where the encoder's maxima were, zeros elsewhere."""
-        return self.convs(F.max_unpool2d(maps, indices, 2))
+        size = [2 * n for n in maps.shape[-2:]]  # F.max_unpool2d finds it too, but can't be traced for TorchScript
+        return self.convs(torch.ops.aten.max_unpool2d(maps, indices, size))
 
 
 class Unpooling(nn.Module):

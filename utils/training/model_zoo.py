@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.loader import FoldData, normalise, plain_loader
 from utils.device import peak_memory
-from utils.files import ROOT, cores, read_json, write_json
+from utils.files import cores, kept_result, read_json, write_json
 from utils.masks import rle
 from utils.models import build_model
 from utils.models.cam import SHARPNESS
@@ -77,17 +76,11 @@ def costs(
     peak). Each is measured in a process of its own and kept in `folder`, so that nothing is measured twice.
     """
     names, rows = list(names), {}
-    setting = {"classes": classes, "image_size": image_size, "threads": threads or cores()}
+    setting = {"classes": classes, "image_size": image_size, "threads": threads or cores(), "versions": versions()}
     for number, name in enumerate(names, 1):
-        path = Path(folder) / f"{name}.json"
-        found = read_json(path, {})
-        if any(found.get(key) != value for key, value in {**setting, "versions": versions()}.items()):
-            command = [sys.executable, "-m", "utils.training.model_zoo", name, *map(str, setting.values())]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"measuring {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-            found = json.loads(done.stdout.splitlines()[-1]) | setting | {"versions": versions()}
-            write_json(path, found)
+        sizes = [str(setting[key]) for key in ("classes", "image_size", "threads")]
+        command = [sys.executable, "-m", "utils.training.model_zoo", name, *sizes]
+        found = kept_result(Path(folder) / f"{name}.json", setting, command)
         rows[name] = {key: found[key] for key in ("parameters", "multiply_adds", "seconds", "memory")}
         if progress:
             progress(number, len(names))

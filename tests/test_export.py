@@ -1,0 +1,187 @@
+"""Exported files give PyTorch's masks, in a process without PyTorch too; what can't be exported is said."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from tests import reference
+from tests.small import fit, small_data
+from utils.data.augment import NO_AUGMENTATION, Augmenter
+from utils.data.loader import normalise
+from utils.errors import Problems
+from utils.files import ROOT, read_json
+from utils.inference.export import FILES, Exportable, export, quiet
+from utils.inference.parity import compare, open_exported
+from utils.masks import upsampling
+from utils.masks.dice import dice_of_masks
+from utils.models import build_model
+from utils.models.base import PaddedModel
+from utils.models.checkpoint import Config, load_checkpoint, save_checkpoint
+
+SCRIPT = ROOT / "notebooks" / "segment_onnx.py"
+WITHOUT_TORCH = """
+import runpy, sys
+for name in ("torch", "utils", "lightning"):
+    sys.modules[name] = None  # an import of it now raises ModuleNotFoundError
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(sample, tmp_path_factory):
+    return small_data(sample, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A checkpoint that has learnt its few training images well enough for masks to have a shape."""
+    options = {"epochs": 60, "lr": 1e-2, "validate_every": 60, "parts": {"augmentation": Augmenter(NO_AUGMENTATION)}}
+    return fit(data, tmp_path_factory.mktemp("trained"), **options).checkpoint
+
+
+def pixels(data, names):
+    return torch.stack([torch.from_numpy(data.cache.read(name).image)[None] for name in names])
+
+
+def plain_probabilities(network, config, data, names):
+    """What this package's own inference starts from: the network as it was trained, nothing folded or exported."""
+    with torch.inference_mode():
+        return network(normalise(pixels(data, names), config.mean, config.std)).sigmoid().numpy()
+
+
+@pytest.fixture(scope="module")
+def files(trained, data, tmp_path_factory):
+    network, config = load_checkpoint(trained)
+    folder = tmp_path_factory.mktemp("export") / "files"
+    calibration = [pixels(data, data.train["image_name"].tolist())]
+    return {file.format: file for file in export(network, config, folder, calibration=calibration)}
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnx", "openvino"])
+def test_any_number_of_images_gives_pytorchs_probabilities(trained, data, files, name):
+    network, config = load_checkpoint(trained)
+    names = data.validation["image_name"].tolist()
+    expected = plain_probabilities(network, config, data, names)
+    like = Exportable(network)
+    run = open_exported(files[name].path, like)
+    for number in (1, 3, len(names)):
+        found = run(like.prepare(pixels(data, names[:number])))
+        assert found.shape == (number, 29, 64, 64) and found.dtype == np.float32
+        assert np.abs(found - expected[:number]).max() < 1e-5
+
+
+def test_dice_equals_pytorchs_and_int8_stays_near(trained, data, files):
+    network, config = load_checkpoint(trained)
+    names = data.validation["image_name"].tolist()
+    parity = compare(list(files.values()), Exportable(network), data.cache, names, config.thresholds, 3, 1, rounds=2)
+    table = parity.table
+    assert list(table.index) == ["pytorch", *FILES] and (table["problem"] == "").all()
+    maps = plain_probabilities(network, config, data, names)
+    dice = []
+    for name, scores in zip(names, maps, strict=True):
+        entry = data.cache.read(name)
+        dice.append(dice_of_masks(upsampling.encode_masks(scores, entry.size, config.thresholds), entry.truth).mean())
+    assert 0.1 < np.mean(dice) < 1
+    assert np.abs(table.loc[["pytorch", "torchscript", "onnx", "openvino"], "dice"] - np.mean(dice)).max() < 1e-4
+    assert table.loc[["onnx", "openvino"], "agreement"].min() > 0.999
+    assert 0.8 < table.loc["int8", "agreement"] < 1 and 0.99 < table.loc["half", "agreement"] < 1
+    assert table.loc["int8", "megabytes"] < 0.5 * table.loc["onnx", "megabytes"]
+    assert table.loc["half", "megabytes"] < 0.55 * table.loc["pytorch", "megabytes"]
+    assert (table["milliseconds"] > 0).all()
+
+
+def test_an_onnx_file_says_how_to_use_it(trained, files):
+    _, config = load_checkpoint(trained)
+    for name in ("onnx", "int8"):
+        session = onnxruntime.InferenceSession(files[name].path, providers=["CPUExecutionProvider"])
+        about = json.loads(session.get_modelmeta().custom_metadata_map["config"])
+        assert about == read_json(files[name].path.parent / "config.json")
+        assert about["classes"] == config.classes and about["thresholds"] == config.thresholds
+        ((source,), (result,)) = session.get_inputs(), session.get_outputs()
+        assert (source.type, source.shape) == ("tensor(uint8)", ["batch", 3, 64, 64]) and result.name == "probabilities"
+    operators = {node.op_type for node in onnx.load(files["int8"].path).graph.node}
+    assert "QuantizeLinear" in operators
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_example_segments_a_png_without_torch(trained, data, files, tmp_path, inside):
+    network, config = load_checkpoint(trained)
+    model = files["onnx"].path
+    if not inside:
+        (file,) = export(network, config, tmp_path / "bare", ["onnx"], normalise=False, sigmoid=False)
+        model = file.path
+    name = data.validation["image_name"].iloc[0]
+    png = data.cache.sources[name][0]
+    arguments = [SCRIPT, model, png, tmp_path / "masks"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = {path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (tmp_path / "masks").glob("*.png")}
+    assert drawn.keys() == set(config.classes)
+    maps = plain_probabilities(network, config, data, [name])[0]
+    full = reference.upsample(maps, data.cache.read(name).size)
+    found = np.stack([drawn[bone] > 0 for bone in config.classes])
+    clear = np.abs(full - 0.5) > 1e-4
+    assert 1000 < found.sum() < found.size / 2 and clear.mean() > 0.99
+    assert np.array_equal(found[clear], (full > 0.5)[clear])
+
+
+def test_the_example_is_as_short_as_it_says():
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 30
+
+
+class Moody(nn.Module):
+    """Depends on what it sees in a way that no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+
+    def forward(self, image):
+        return self.layer(image) if image.mean().item() > 0 else -self.layer(image)
+
+
+def test_what_cant_be_exported_is_said_and_the_rest_is_written(tmp_path):
+    config = Config("", "", ["a", "b"], 32)
+    found = {
+        file.format: file for file in export(PaddedModel(Moody(), 32), config, tmp_path / "files", ["onnx", "half"])
+    }
+    assert found["onnx"].problem and "\n" not in found["onnx"].problem
+    assert found["half"].problem == "" and (tmp_path / "files" / "half" / "model.safetensors").exists()
+    assert not (tmp_path / "files" / "model.onnx").exists()
+
+
+def test_wrong_formats_are_named_all_at_once(tmp_path):
+    network, config = PaddedModel(nn.Conv2d(3, 2, 1), 32), Config("", "", ["a", "b"], 32)
+    with pytest.raises(Problems) as caught:
+        export(network, config, tmp_path / "files", ["onxn", "int8"])
+    assert "onnx" in str(caught.value) and "calibration" in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_half_precision_keeps_what_it_cant_hold(tmp_path):
+    network = build_model("linknet", 2)
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_var.fill_(1e6)
+    save_checkpoint(tmp_path / "half", network, Config("linknet", "", ["a", "b"], 32), half=True)
+    again, _ = load_checkpoint(tmp_path / "half")
+    for name, tensor in again.state_dict().items():
+        assert tensor.dtype == network.state_dict()[name].dtype
+        assert torch.allclose(tensor, network.state_dict()[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_networks_that_unpool_can_be_traced():
+    network = Exportable(build_model("segnet", 2, width=0.1))
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        with quiet():
+            traced = torch.jit.trace(network, image, check_trace=False)
+        assert torch.equal(traced(image.flip(3)), network(image.flip(3)))
