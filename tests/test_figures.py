@@ -225,3 +225,23 @@ def test_save_writes_a_picture_and_hands_the_figure_on(tmp_path):
         assert image.size == (round(11 * figures.DPI), round(3 * figures.DPI))
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_formats_shows_time_size_and_dice_of_every_file(scored):
+    names = ["pytorch", "torchscript", "onnx", "openvino", "int8"]
+    columns = {
+        "megabytes": [14.1, 14.7, 14.7, np.nan, 4.3],
+        "difference": [0, 0, 3e-6, np.nan, 0.2],
+        "change": [0, 0, 1e-6, np.nan, -0.0012] if scored else np.nan,
+        "agreement": [1, 1, 1, np.nan, 0.98],
+        "milliseconds": [227.0, 197.0, 126.0, np.nan, 57.0],
+    }
+    figure = figures.formats(pd.DataFrame(columns, index=names))
+    time, size, dice = ([text.get_text() for text in ax.texts] for ax in figure.axes)
+    assert time == ["227", "197", "126", "57"] and size == ["14.1", "14.7", "14.7", "4.3"]
+    assert dice[-1] == ("-0.0012" if scored else "0.9800")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [n for n in names if n != "openvino"]
+    assert not cropped(figure)
+    ticks = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]
+    assert not [1 for a, b in combinations(ticks, 2) if a.overlaps(b)]

@@ -18,11 +18,18 @@ ZOO = {
     "cam_size": 64,
     "cam_epochs": 1,
 }
+EXPORT = {
+    "formats": ["onnx", "int8"],
+    "calibration_images": 4,
+    "images": 2,
+    "architectures": ["linknet"],
+    "architecture_size": 32,
+}
 
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05 and 06 were executed in turn."""
+    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05, 06 and 10 were executed in turn."""
     folder = tmp_path_factory.mktemp("run")
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [
@@ -32,6 +39,7 @@ def run(sample, tmp_path_factory):
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
+        ("10_export", EXPORT),
     ]
     for name, parameters in steps:
         output = folder / f"{name}-{parameters.get('fold', 0)}.ipynb"
@@ -51,6 +59,7 @@ def run(sample, tmp_path_factory):
         ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
         ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
         ("06_model_zoo", {"models", "cam"}),
+        ("10_export/thin/fold0", {"val_dice", "formats", "architectures"}),
     ],
 )
 def test_every_step_leaves_metrics_and_pictures(run, step, keys):
@@ -90,6 +99,19 @@ def test_the_notebooks_tell_their_findings(run):
     compared = {model["architecture"]: model for model in read_json(run / "06_model_zoo" / "metrics.json")["models"]}
     assert compared.keys() == set(ZOO["architectures"]) and pictures(run / "06_model_zoo-0.ipynb") == 3
     assert all(0 <= model["dice"] <= 1 and model["multiply_adds"] > 0 for model in compared.values())
+
+
+def test_the_export_notebook_compares_formats_and_architectures(run):
+    metrics = read_json(run / "10_export/thin/fold0/metrics.json")
+    formats = {row["format"]: row for row in metrics["formats"]}
+    assert list(formats) == ["pytorch", "onnx", "int8"] and {row["problem"] for row in formats.values()} == {""}
+    assert abs(formats["onnx"]["change"]) < 1e-4 and formats["int8"]["megabytes"] < formats["onnx"]["megabytes"]
+    tried = pd.read_csv(run / "10_export" / "architectures.csv", keep_default_na=False)
+    assert list(tried["format"]) == ["torchscript", "onnx", "openvino", "int8"]
+    assert set(tried["architecture"]) == {"linknet"} and set(tried["problem"]) == {""}
+    assert tried["difference"].astype(float)[:3].max() < 1e-5
+    text = outputs(run / "10_export-0.ipynb")
+    assert "Dice 1.0000" in text and "linknet" in text and pictures(run / "10_export-0.ipynb") == 2
 
 
 def test_out_of_fold_scores_are_those_of_the_folds(run):
