@@ -14,7 +14,8 @@ from torch import nn
 
 from tests import reference
 from tests.small import fit, small_data
-from utils.data.augment import NO_AUGMENTATION, Augmenter
+from utils.data.augment import Augmenter
+from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
 from utils.errors import Problems
 from utils.files import ROOT, read_json

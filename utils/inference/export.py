@@ -9,6 +9,7 @@ beside the files has the same for the other formats.
 import importlib.metadata
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,11 +34,11 @@ from utils.models.checkpoint import Config, save_checkpoint
 FILES = {
     "torchscript": "model.torchscript",
     "onnx": "model.onnx",
-    "openvino": "model.xml",
+    "openvino": "openvino.xml",
     "int8": "model-int8.onnx",
     "half": "half",
 }
-"""The file or folder of each format. OpenVINO's weights are in model.bin; `half` is a checkpoint of half the size."""
+"""The file or folder of each format; openvino.bin has OpenVINO's weights. `half` is a checkpoint of half the size."""
 
 QUANTIZED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Relu", "Clip")
 """ONNX operators computed with 8-bit numbers: nearly all of a network's time. An activation function that is computed
@@ -94,9 +95,8 @@ class Exported:
     @property
     def megabytes(self) -> float:
         """Size of all its files, in 10⁶ bytes."""
-        files = self.path.glob("*") if self.path.is_dir() else self.path.parent.glob(f"{self.path.stem}.*")
-        wanted = {self.path.suffix, ".bin"} if self.path.suffix == ".xml" else {self.path.suffix}
-        return sum(f.stat().st_size for f in files if self.path.is_dir() or f.suffix in wanted) / 1e6
+        files = self.path.iterdir() if self.path.is_dir() else (self.path, self.path.with_suffix(".bin"))
+        return sum(file.stat().st_size for file in files if file.exists()) / 1e6
 
 
 def export(
@@ -207,8 +207,8 @@ def save_int8(source: Path, inputs: Sequence[np.ndarray], path: Path) -> None:
 
     Weights have 7 bits (`reduce_range`): with 8, sums may overflow on x86 processors without VNNI instructions.
     """
-    prepared = path.with_name(f"prepared-{path.name}")
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / path.name
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -221,7 +221,6 @@ def save_int8(source: Path, inputs: Sequence[np.ndarray], path: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"CalibMovingAverage": True},
         )
-    prepared.unlink()
 
 
 class _Inputs(CalibrationDataReader):

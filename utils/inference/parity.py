@@ -86,7 +86,7 @@ def compare(
     network: Exportable,
     cache: Cache,
     names: Sequence[str],
-    thresholds: Sequence[float],
+    thresholds: float | Sequence[float],
     batch_size: int = 4,
     threads: int = 0,
     rounds: int = 20,
@@ -98,7 +98,7 @@ def compare(
         network: what was exported.
         cache: built, at the network's resolution, with the true masks where there are some.
         names: the images, at least one.
-        thresholds: one per class.
+        thresholds: 0 to 1, one number or one per class.
         batch_size: images at a time; the last batch may be smaller.
         threads: of each runtime; 0 is one per core.
         rounds: images that each format is timed on, see `milliseconds`.
