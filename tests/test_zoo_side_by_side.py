@@ -75,7 +75,7 @@ def test_costs_are_measured_once_for_each_setting(measured, monkeypatch):
 
 
 def test_a_network_that_can_not_be_measured_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)measuring dtp ended with status 1.*did you mean dpt"):
+    with pytest.raises(RuntimeError, match=r"(?s)dtp 5 64 .*ended with status 1.*did you mean dpt"):
         model_zoo.costs(["dtp"], 5, 64, tmp_path)
     assert not list(tmp_path.iterdir())
 
