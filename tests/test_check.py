@@ -186,7 +186,7 @@ SPOILT = {
     "a name with a line break": (copied(TEST, "test/DCM/ID003/a\nb.png"), "unusable name", "not printable"),
     "one name in two folders": (copied(IMAGE, "train/DCM/ID002/imageID001.png"), "same name", "appears 2 times"),
     "one name in train and test": (copied(IMAGE, "test/DCM/ID003/imageID001.png"), "same name", "also in test/"),
-    "an ID in both splits": (lambda d: (d / "test/DCM/ID003").rename(d / "test/DCM/ID001"), "ID in both splits", "ID001"),
+    "an ID twice": (lambda d: (d / "test/DCM/ID003").rename(d / "test/DCM/ID001"), "ID in both splits", "ID001"),
     "a JPEG beside the images": (write("train/DCM/ID001/b.jpg", b"\xff\xd8"), "not read", "not read"),
     "an image outside the people's folders": (copied(IMAGE, "train/DCM/b.png"), "not read", "not read"),
     # annotation files
