@@ -122,16 +122,16 @@ def _doubtful(outlines: list[Outline], size: tuple[int, int] | None) -> Iterator
     points = np.concatenate([outline.points for outline in outlines])
     of = np.repeat(np.arange(len(outlines)), [len(outline.points) for outline in outlines])
     polygons = shapely.polygons(shapely.linearrings(points, indices=of))
-    flat, valid = shapely.area(shapely.convex_hull(polygons)) == 0, shapely.is_valid(polygons)
+    valid = shapely.is_valid(polygons)
     before: dict[bytes, Outline] = {}
     for number, outline in enumerate(outlines):
         kinds = {}
         if size is not None and ((outline.points < 0) | (outline.points > size[::-1])).any():
             kinds["partly outside"] = f"lies partly outside the {size[1]} × {size[0]} image"
-        if flat[number]:
-            kinds["no area"] = "has no area"
-        elif not valid[number]:
-            kinds["crosses itself"] = f"its outline meets itself ({shapely.is_valid_reason(polygons[number])})"
+        if not valid[number]:
+            reason, flat = shapely.is_valid_reason(polygons[number]), polygons[number].convex_hull.area == 0
+            kind, problem = ("no area", "has no area") if flat else ("crosses itself", f"meets itself ({reason})")
+            kinds[kind] = problem
         other = before.setdefault(outline.points.tobytes(), outline)
         if other is not outline:
             kinds["drawn twice"] = f"has the same points as {other}"

@@ -258,24 +258,30 @@ def read_points(points: Any, size: tuple[int, int] | None) -> tuple[np.ndarray |
         few = len(points) < 3
         text = f"{len(points):,} points; {expected}" if few else f"{len(points):,} points; at most {MOST_POINTS:,}"
         return None, "points" if few else "too many points", text
-    for number, point in enumerate(points):
-        if not isinstance(point, list) or len(point) != 2 or not {type(c) for c in point} <= {int, float}:
+    for number, point in enumerate([] if _are_pairs(points) else points):
+        if not _are_pairs([point]):
             return None, "points", f"point {number} is {_short(point)}; {expected}, two numbers each"
     limit = f"expected finite numbers, at least 3 points, none beyond {FARTHEST:,} pixels"
     try:
         array = np.fromiter(chain.from_iterable(points), np.float64, 2 * len(points)).reshape(-1, 2)
     except OverflowError:
         return None, "coordinate", f"a coordinate has more than 300 digits; {limit}"
-    wrong = ~(np.abs(array) <= FARTHEST).all(1)  # NaN too
-    if wrong.any():
-        number = int(wrong.argmax())
+    (left, top), (right, bottom) = array.min(0), array.max(0)  # NaN if one is NaN, which fails the next comparison
+    if not (-FARTHEST <= min(left, top) and max(right, bottom) <= FARTHEST and left <= right and top <= bottom):
+        number = int(np.argmin((np.abs(array) <= FARTHEST).all(1)))
         return None, "coordinate", f"point {number} is {_short(points[number])}; {limit}"
     if size is not None:
-        (left, top), (right, bottom) = array.min(0), array.max(0)
         if right < 0 or bottom < 0 or left > size[1] - 1 or top > size[0] - 1:
             box = f"x from {left:.0f} to {right:.0f}, y from {top:.0f} to {bottom:.0f}"
             return None, "outside", f"lies outside the {size[1]} × {size[0]} image ({box})"
     return np.rint(array).astype(np.int32), "", ""
+
+
+def _are_pairs(points: list) -> bool:
+    """Whether all are lists of two numbers; without a loop in Python, which would take longer than reading the file."""
+    if set(map(type, points)) != {list} or set(map(len, points)) != {2}:
+        return False
+    return set(map(type, chain.from_iterable(points))) <= {int, float}
 
 
 def _short(value: Any, length: int = 40) -> str:

@@ -56,7 +56,9 @@ def try_parts(steps: list[Step], classes: list[str], images: int) -> tuple[list[
         notebook, _, fold_model = step.name.partition("/")
         where = f"{notebook} {fold_model.partition('/')[0]}".strip()
         p = FALLBACK | step.all_parameters()
-        same = json.dumps([notebook, {k: v for k, v in p.items() if k != "fold"}], sort_keys=True, default=str)
+        same = json.dumps(
+            [notebook, {k: v for k, v in p.items() if k not in ("model", "fold")}], sort_keys=True, default=str
+        )
         with noted(problems, where):
             _try_start(p)
         if same in tried:
