@@ -267,13 +267,12 @@ def read_points(points: Any, size: tuple[int, int] | None) -> tuple[np.ndarray |
     except OverflowError:
         return None, "coordinate", f"a coordinate has more than 300 digits; {limit}"
     (left, top), (right, bottom) = array.min(0), array.max(0)  # NaN if one is NaN, which fails the next comparison
-    if not (-FARTHEST <= min(left, top) and max(right, bottom) <= FARTHEST and left <= right and top <= bottom):
+    if not (min(left, top) >= -FARTHEST and max(right, bottom) <= FARTHEST and left <= right and top <= bottom):
         number = int(np.argmin((np.abs(array) <= FARTHEST).all(1)))
         return None, "coordinate", f"point {number} is {_short(points[number])}; {limit}"
-    if size is not None:
-        if right < 0 or bottom < 0 or left > size[1] - 1 or top > size[0] - 1:
-            box = f"x from {left:.0f} to {right:.0f}, y from {top:.0f} to {bottom:.0f}"
-            return None, "outside", f"lies outside the {size[1]} × {size[0]} image ({box})"
+    if size is not None and (right < 0 or bottom < 0 or left > size[1] - 1 or top > size[0] - 1):
+        box = f"x from {left:.0f} to {right:.0f}, y from {top:.0f} to {bottom:.0f}"
+        return None, "outside", f"lies outside the {size[1]} × {size[0]} image ({box})"
     return np.rint(array).astype(np.int32), "", ""
 
 

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 
 import utils.models  # noqa: F401  (registers the built-in networks)
-from utils.data.augment import Augmentation, as_augmenter, build_augmentation
+from utils.data.augment import as_augmenter, build_augmentation
+from utils.data.augmentation import read_augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.flip import flip_rule
 from utils.data.loader import TrainingSet, stack
@@ -102,7 +103,8 @@ def try_training(where: str, p: dict[str, Any], classes: list[str], images: int,
         flip = p.get("flip", "on")
         cache = Cache("", pd.DataFrame(), classes, size)  # only its classes are looked at
         rule = flip_rule("on" if flip == "auto" else flip, p.get("flip_pairs", ()), cache, ())
-        augmentation = build_augmentation(p.get("augmentation", "default"), size, pick(Augmentation, p), rule)
+        amounts = read_augmentation(p.get("augment", {}))
+        augmentation = build_augmentation(p.get("augmentation", "default"), size, amounts, rule, classes)
         entry = Entry(*_noise(size, len(classes)), None)
         TrainingSet(SimpleNamespace(read=lambda name: entry), [""], as_augmenter(augmentation), 0)[0, 0]
     torch.manual_seed(0)
