@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.fake_run import FakeRun, make_data
+from tests.fake_run import FakeRun
 from utils import submission
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
@@ -189,8 +189,8 @@ def test_parts_are_tried_once_and_again_after_a_change(fake):
 
 def test_skip_bad_leaves_bad_images_out_and_says_so(tmp_path):
     fake = FakeRun(tmp_path)
-    image, annotation = (next(fake.data.glob(p)) for p in ("test/DCM/*/*.png", "train/outputs_json/*/*.json"))
-    make_data(tmp_path / "more")
+    image = fake.data / "test" / "DCM" / "ID003" / "imageID003.png"
+    annotation = fake.data / "train" / "outputs_json" / "ID001" / "imageID001.json"
     for number in range(4, 6):  # so that two folds are left
         for kind, ending in (("DCM", "png"), ("outputs_json", "json")):
             old = fake.data / "train" / kind / "ID002" / f"imageID002.{ending}"
