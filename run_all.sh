@@ -11,6 +11,8 @@ usage: bash run_all.sh [options] [-- Snakemake options]
   --dry-run         show what would run
   --jobs N          steps at the same time (default: the profile's)
   --force           run everything again, also after an edit in utils/
+  --skip-bad        leave out images with errors (data_report.csv in the run's folder lists them); test images
+                    among them keep their rows in the submission, with empty masks
   --executor NAME   let Snakemake hand the steps to a cluster, such as slurm
   --install         only make .venv and install requirements.txt
   --help            this text
@@ -39,7 +41,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --help | -h) usage && exit 0 ;;
     --install) install_only=yes ;;
-    --dry-run | --force) options+=("$1") ;;
+    --dry-run | --force | --skip-bad) options+=("$1") ;;
     --data | --profile | --jobs | --executor)
         [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value" 2
         options+=("$1" "$2")

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import bench_formats, bench_masks, bench_network, bench_training
+from tests import bench_data, bench_formats, bench_masks, bench_network, bench_training
 from utils.files import ROOT, write_json
 
 BENCHMARKS = [
@@ -25,6 +25,7 @@ BENCHMARKS = [
     bench_network.network_profile,
     bench_masks.submission_files,
     bench_formats.conversions,
+    bench_data.data_report,
 ]
 
 

@@ -91,9 +91,21 @@ predict: {tta: hflip}
 """
 
 
-def make_repository(root: Path) -> Path:
+NO_TRIAL = """
+import sys
+
+from utils.files import read_json, write_json
+
+write_json(sys.argv[1], {"key": read_json(sys.argv[1])["key"], "problems": [], "parameters": {}})
+"""
+"""In place of try_parts.py, which imports torch: the quick notebooks train nothing."""
+
+
+def make_repository(root: Path, try_parts: bool = False) -> Path:
     """A repository below `root` with the pipeline's modules, quick notebooks and the profile `quick`."""
     shutil.copytree(ROOT / "utils", root / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    if not try_parts:
+        (root / "utils" / "pipeline" / "try_parts.py").write_text(NO_TRIAL)
     (root / "notebooks" / "profiles").mkdir(parents=True)
     shutil.copy(ROOT / "notebooks" / "Snakefile", root / "notebooks")
     (root / "notebooks" / "profiles" / "quick.yaml").write_text(PROFILE)
@@ -125,10 +137,10 @@ def make_data(folder: Path) -> Path:
 
 
 class FakeRun:
-    """One run of the small repository: start it, see what it did."""
+    """One run of the small repository: start it, see what it did. try_parts: with the real trial of all parts."""
 
-    def __init__(self, root: Path):
-        self.root = make_repository(root / "a repository")
+    def __init__(self, root: Path, try_parts: bool = False):
+        self.root = make_repository(root / "a repository", try_parts)
         self.data = make_data(root / "the data")
         self.run = self.root / "outputs" / "quick-the data"
         self.diary = self.run / "diary.txt"

@@ -19,6 +19,7 @@ from tests.fake_run import FakeRun, make_data
 from utils.files import ROOT, read_json, write_json
 from utils.pipeline import changes, profile
 from utils.pipeline.leaderboard import as_text, read_leaderboard, show_leaderboard
+from utils.pipeline.preflight import find_data
 from utils.pipeline.profile import ProfileError, profile_path, read_profile, run_name, steps
 
 PROFILES = sorted(p.stem for p in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
@@ -67,20 +68,12 @@ def test_the_data_fingerprint_changes_with_every_file(tmp_path):
     assert changes.fingerprint(data) == seen[-1]
 
 
-def test_bad_data_stops_before_anything_runs_and_other_data_of_the_same_name_is_refused(tmp_path):
+def test_other_data_of_the_same_name_is_refused(tmp_path):
     run, data = tmp_path / "run", make_data(tmp_path / "a" / "data")
-    assert changes.prepare_data(run, data, profile.Profile()) == data
-    made = (run / "data.json").stat().st_mtime_ns
-    changes.prepare_data(run, data, profile.Profile())
-    assert (run / "data.json").stat().st_mtime_ns == made
+    assert find_data(run, data, profile.Profile()) == data
     write_json(run / "run.json", {"data_dir": str(data)})
-    other = make_data(tmp_path / "b" / "data")
     with pytest.raises(changes.RunError, match="was made from"):
-        changes.prepare_data(run, other, profile.Profile())
-    for path in data.glob("train/outputs_json/*/*.json"):
-        path.write_text("{}")
-    with pytest.raises(ValueError, match="2 problems"):
-        changes.prepare_data(run, data, profile.Profile())
+        find_data(run, make_data(tmp_path / "b" / "data"), profile.Profile())
 
 
 @pytest.fixture(scope="module")

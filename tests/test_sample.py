@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from utils.data.check import check_data
 from utils.data.competition import (
     HAND_BONES,
     DataError,
-    check_data,
     read_annotation,
     read_classes,
     read_index,
@@ -195,7 +195,7 @@ def test_one_thread_and_three_write_the_same_bytes(folder, tmp_path):
 def test_the_layout_is_the_competitions(folder):
     table = read_index(folder)
     classes = read_classes(folder)
-    check_data(table, classes)
+    assert not check_data(folder, n_folds=3).errors
     assert table.groupby("split").size().to_dict() == {"train": 6, "test": 4}
     assert (table.groupby("ID").size() == 2).all() and table["age"].notna().all()
     assert table["image_name"].str.fullmatch(r"image\d{13}(_[RL])?\.png").all()

@@ -19,14 +19,39 @@ from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, Validatio
 
 from utils.errors import Problems, unknown
 
+MOST_VALUES = 100_000
+"""Values in a YAML text, each counted as often as an alias repeats it; a profile has some hundred."""
+
+
+def load_yaml(text: str) -> Any:
+    """The value that a YAML text holds: plain values only, never objects of Python.
+
+    Raises ValueError for a text that is no YAML, has other tags, or repeats aliases so often that it would grow without
+    limit, as in the "billion laughs" attack.
+    """
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)  # aliases are not yet followed
+        if node is not None and _count(node, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+
+
+def _count(node: yaml.Node, counted: dict[int, float]) -> float:
+    """Number of values in a tree of YAML nodes; infinite where a node contains itself."""
+    if id(node) not in counted:
+        counted[id(node)] = float("inf")
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        flat = [child for item in children for child in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_count(child, counted) for child in flat)
+    return counted[id(node)]
+
 
 def _yaml(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError("not YAML") from error
-    return value
+    return load_yaml(value) if isinstance(value, str) else value
 
 
 def _number(value: Any) -> Any:

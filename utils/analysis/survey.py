@@ -8,6 +8,7 @@ from itertools import chain, combinations
 import cv2
 import numpy as np
 import pandas as pd
+import shapely
 
 from utils.data.cache import read_image
 from utils.data.competition import read_annotation
@@ -34,7 +35,7 @@ class Survey:
     (degrees), bent, and side ("R", "L", "" without fingers).
     bones: one row per annotated image and class that is present: image_name, ID, class, area (pixels), x, y (centroid),
     top, left, bottom, right (pixels, the last two exclusive), polygons, pieces and holes of the drawn mask, crossing
-    (largest loop of a self-crossing polygon as a share of its area), kept_smaller and kept_first (Dice of the mask
+    (see `crossing_loop`), kept_smaller and kept_first (Dice of the mask
     after arg-max, see `statistics.argmax_cost`).
     pairs: one row per image and pair of classes (a before b) whose masks overlap: intersection (pixels), iou.
     density: float32 (classes, grid, grid), the mean coverage over annotated images. histograms: float32
@@ -170,23 +171,12 @@ def pieces_and_holes(mask: np.ndarray) -> tuple[int, int]:
 
 
 def crossing_loop(points: np.ndarray) -> float:
-    """The largest loop that a polygon, int (n, 2), cuts off by crossing itself, as a share of the area; 0 for none."""
-    a = points.astype(np.int64)
-    b = np.roll(a, -1, axis=0)
+    """The share of its area that a polygon, int (n, 2), cuts off by crossing or touching itself; 0 for none.
 
-    def side(point: np.ndarray) -> np.ndarray:
-        d, e = (b - a)[:, None], point[None] - a[:, None]
-        return np.sign(d[..., 0] * e[..., 1] - d[..., 1] * e[..., 0])
-
-    apart = side(a) * side(b) < 0
-    i, j = np.nonzero(np.triu(apart & apart.T))
-    if not i.size:
+    That is the second largest of the pieces that its outline divides the plane into.
+    """
+    ring = shapely.linearrings(points)
+    if shapely.is_valid(shapely.polygons(ring)):
         return 0.0
-    d, e, between = (b - a)[i], (b - a)[j], a[j] - a[i]
-    at = (between[:, 0] * e[:, 1] - between[:, 1] * e[:, 0]) / (d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0])
-    x, y = (a[i] + at[:, None] * d).T
-    steps = np.append(0, np.cumsum(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]))
-    first, last = a[i + 1], a[j]  # the loop runs from the crossing (x, y) through these back to it
-    loop = steps[j] - steps[i + 1] + x * first[:, 1] - y * first[:, 0] + last[:, 0] * y - last[:, 1] * x
-    rest = steps[-1] - loop
-    return float((np.minimum(abs(loop), abs(rest)) / np.maximum(abs(loop) + abs(rest), 1)).max())
+    areas = np.sort(shapely.area(shapely.get_parts(shapely.polygonize([shapely.node(ring)]))))
+    return float(areas[-2] / areas.sum()) if len(areas) > 1 else 0.0

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from utils.data.competition import DataError, read_annotation
+from utils.data.competition import DataError, find_outlines, read_annotation, read_points
 from utils.files import cores, delete_temporary, open_arrays, replacing
 from utils.masks import labels, rle, upsampling
 from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_label
@@ -42,10 +42,15 @@ class Entry:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image as uint8 (H, W) if it is grey (or its three channels are equal), else (H, W, 3) RGB; or a DataError."""
-    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR)
+    """An image as uint8 (H, W) if it is grey (or its three channels are equal), else (H, W, 3) RGB; or a DataError.
+
+    The grey values of a 16-bit image are scaled so that its largest becomes 255: often only 12 of the bits are used.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
-        raise DataError(f"{path}: OpenCV can't decode it", ["expected an 8-bit PNG; copy the file again"])
+        raise DataError(f"{path}: OpenCV can't decode it", ["expected a PNG; copy the file again"])
+    if image.dtype != np.uint8:
+        image = cv2.convertScaleAbs(image, alpha=255 / max(int(image.max()), 1))
     if image.ndim == 2:
         return image
     blue, green, red = cv2.split(image)
@@ -168,7 +173,8 @@ def short_waits() -> Iterator[None]:
 @cache
 def _code() -> str:
     """Digest of the source code, comments included, that makes an entry: after an edit, entries are made again."""
-    sources = [inspect.getsource(part) for part in (read_image, make_entry, read_annotation, labels)]
+    parts = (read_image, make_entry, read_annotation, find_outlines, read_points, labels)
+    sources = [inspect.getsource(part) for part in parts]
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from utils.files import ROOT, read_json, shown, write_json, write_text
+from utils.files import ROOT, read_json, write_json, write_text
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
 from utils.pipeline.run_notebook import set_aside
 
@@ -32,32 +32,6 @@ def fingerprint(data_dir: str | Path) -> dict[str, list[int]]:
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
 
-def prepare_data(run: Path, data: Path | None, profile: Profile) -> Path:
-    """Check the data folder, `data` or the profile's sample (made if missing), and return it.
-
-    Writes `<run>/data.json` if a file of the data changed. Raises DataError with all problems of the data, and RunError
-    if the run's folder belongs to other data.
-    """
-    if data is None:
-        from utils.sample.generator import make_sample
-
-        data = ROOT / profile.sample.folder
-        make_sample(data, **profile.sample.model_dump(exclude={"folder"}))
-    found, record = fingerprint(data), run / "data.json"
-    before = read_json(record, {})
-    if found and before == found:
-        return data
-    owner = read_json(run / "run.json", {}).get("data_dir", data)
-    if before and (ROOT / owner).is_dir() and not (ROOT / owner).samefile(data):
-        raise RunError(f"{shown(run)} was made from {owner}; rename {data}, or delete {shown(run)}")
-
-    from utils.data.competition import check_data, read_classes, read_index
-
-    check_data(read_index(data), read_classes(data))
-    write_json(record, found)
-    return data
-
-
 def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str, force: bool = False) -> None:
     """Write run.json, notebooks/ and parameters/ to the run's folder, each file only if it changed.
 
@@ -77,7 +51,8 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         if force:
             (run / step.name / "inputs.json").unlink(missing_ok=True)
 
-    images = sorted(name for name in read_json(run / "data.json") if name.startswith("train/DCM/"))
+    record = read_json(run / "data.json")
+    images = sorted(n for n in record if n.startswith("train/DCM/") and n not in record.get("skipped", ()))
     split = [planned[-1].parameters.get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
     before = read_json(run / "run.json", {})

@@ -67,7 +67,15 @@ def show_leaderboard(run: str | Path, width: int = 100) -> str:
     with replacing(Path(run) / "leaderboard.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     total = table.loc[table["kind"] != "model", "minutes"].sum()
-    return "\n".join([*as_text(table, width), f"{total:.0f} minutes in all"])
+    return "\n".join([*as_text(table, width), f"{total:.0f} minutes in all", *left_out(run)])
+
+
+def left_out(run: str | Path) -> list[str]:
+    """A line about the images that --skip-bad left out of the run, if there are any."""
+    skipped = read_json(Path(run) / "data.json", {}).get("skipped", [])
+    test = sum(path.startswith("test/") for path in skipped)
+    line = f"{len(skipped)} bad images left out by --skip-bad, {test} of them test images, whose masks are empty"
+    return [line] if skipped else []
 
 
 def as_text(table: pd.DataFrame, width: int = 100) -> list[str]:

@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 
 from utils.errors import Problems
 from utils.files import ROOT, WORKS_FOR, shown
-from utils.pipeline.changes import RunError, copy_for_preview, prepare_data, prepare_run
+from utils.pipeline.changes import RunError, copy_for_preview, prepare_run
 from utils.pipeline.leftovers import OWNER, clean_up, end_processes
 from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
-from utils.pipeline.plugins import assign_plugins
+from utils.pipeline.preflight import preflight
 from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps, submitting
 from utils.pipeline.run_notebook import say
 
@@ -107,11 +107,11 @@ def start(given: argparse.Namespace) -> int:
         return 0
     if data is not None and not data.is_dir():
         raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
-    assign_plugins(planned)
+    checked = {"skip_bad": given.skip_bad, "again": given.force, "jobs": given.jobs or 0, "local": not given.executor}
     if given.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             copy = copy_for_preview(run, Path(folder))
-            prepare_data(copy, data, profile)
+            preflight(copy, data, profile, planned, **checked)
             prepare_run(copy, profile, planned, data_dir)
             options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
             return preview(*snakemake(copy, options, output=subprocess.PIPE))
@@ -125,7 +125,7 @@ def start(given: argparse.Namespace) -> int:
         began = time.monotonic()
         clean_up(run)  # after one that was killed
         say(f"run {run.name}: {len(planned)} steps")
-        prepare_data(run, data, profile)
+        preflight(run, data, profile, planned, **checked)
         prepare_run(run, profile, planned, data_dir, given.force)
         # here, before hours are spent, belongs every check that can find a fault without training
         jobs = given.jobs or profile.jobs
@@ -148,6 +148,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--skip-bad", action="store_true")
     parser.add_argument("--executor")
     parser.add_argument("snakemake", nargs="*", help="Snakemake's own options, after --")
     given = parser.parse_args()

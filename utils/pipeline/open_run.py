@@ -1,6 +1,6 @@
 """Open a run: what every notebook needs after its parameters are checked, such as data, folds and cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
 from utils.data.loader import FoldData
 from utils.device import tune_process
-from utils.files import Progress, resolve
+from utils.files import Progress, read_json, resolve
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
 from utils.sample.generator import ensure_sample
@@ -30,7 +30,8 @@ class Run:
     """The data of one run, and where its results are written.
 
     data_dir: the data folder. output_dir: the run's folder. step: the notebook's name. table: one row per image, as
-    `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with.
+    `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with. skipped: images that
+    `run_all.sh --skip-bad` left out of the table, such as "test/DCM/ID003/image5.png".
     """
 
     data_dir: Path
@@ -40,6 +41,7 @@ class Run:
     classes: list[str]
     n_folds: int
     seed: int
+    skipped: tuple[str, ...] = ()
 
     @cached_property
     def folds(self) -> pd.DataFrame:
@@ -58,6 +60,19 @@ class Run:
     def test(self) -> list[str]:
         """Names of the test images, in the submission's order."""
         return self.table.loc[self.table["split"] == "test", "image_name"].tolist()
+
+    def all_test_images(self, votes: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+        """Name and masks of every test image, in the submission's order; those left out have empty masks.
+
+        votes: the RLE strings of each class, by image.
+        """
+        test = self.table[self.table["split"] == "test"]
+        masks = {f"{row.ID}/{row.image_name}": votes[row.image_name] for row in test.itertuples()}
+        for path in map(Path, self.skipped):
+            if path.parts[0] == "test" and path.name not in votes:  # it is there if another has the same name
+                masks[f"{path.parent.name}/{path.name}"] = [""] * len(self.classes)
+        for place in sorted(masks):
+            yield Path(place).name, masks[place]
 
     @property
     def solution(self) -> Path | None:
@@ -111,5 +126,6 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
     if needs:
         run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"))
     output_dir = resolve(parameters["output_dir"])
-    table, classes = read_index(data_dir), read_classes(data_dir)
-    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"])
+    skipped = tuple(read_json(output_dir / "data.json", {}).get("skipped", ()))
+    table, classes = read_index(data_dir, skip=skipped), read_classes(data_dir)
+    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"], skipped)

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.data.augmentation import read_augmentation
 from utils.errors import Problems, unknown
-from utils.files import ROOT, shown
-from utils.params import Parameter, ParameterError, check_values, declared
+from utils.files import ROOT, resolve, shown
+from utils.params import Parameter, ParameterError, check_values, declared, load_yaml
 
 NOTEBOOKS = {
     "eda": "01_eda",
@@ -48,10 +47,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _inside(folder: str) -> str:
+    if not resolve(folder).is_relative_to(ROOT / "data"):
+        raise ValueError("expected a folder below data/")
+    return folder
+
+
 class Sample(_Strict):
     """The synthetic data set that is made if no `--data` is given; folder: relative to the repository."""
 
-    folder: str = "data/sample"
+    folder: Annotated[str, AfterValidator(_inside)] = "data/sample"
     train_people: Annotated[int, Field(ge=2)] = 40
     test_people: Annotated[int, Field(ge=1)] = 12
     image_size: Annotated[int, Field(ge=128)] = 2048
@@ -85,12 +90,18 @@ class Step(BaseModel):
     after: list[str] = []
     plugins: dict[str, str] = {}
 
+    def all_parameters(self) -> dict[str, Any]:
+        """Those given, and the notebook's defaults for the others."""
+        notebook = self.name.partition("/")[0]
+        defaults = declared(ROOT / "notebooks" / f"{notebook}.ipynb")
+        return {name: parameter.default for name, parameter in defaults.items()} | self.parameters
+
 
 def profile_path(name: str) -> Path:
     """The file of a profile. Raises ProfileError with the nearest name if there is none."""
     folder = ROOT / "notebooks" / "profiles"
     path = folder / f"{name}.yaml"
-    if not path.exists():
+    if not path.exists() or path.parent != folder:
         raise ProfileError(path, [unknown("profile", name, sorted(p.stem for p in folder.glob("*.yaml")))])
     return path
 
@@ -98,9 +109,9 @@ def profile_path(name: str) -> Path:
 def read_profile(path: str | Path) -> Profile:
     """Read a profile file and check its structure. Raises ProfileError with all unknown keys and wrong values."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ProfileError(path, [f"not YAML: {error}"]) from None
+        raw = load_yaml(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:  # a UnicodeDecodeError is one, too
+        raise ProfileError(path, [str(error)]) from None
     if not isinstance(raw, dict):
         raise ProfileError(path, ["expected sections such as `train:` and `models:`"])
     try:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from utils.files import read_json, shown, write_text
-from utils.pipeline.leaderboard import as_html, read_leaderboard
+from utils.pipeline.leaderboard import as_html, left_out, read_leaderboard
 from utils.pipeline.profile import NOTEBOOKS
 
 PAGE = """<!doctype html>
@@ -76,6 +76,7 @@ def _about(run: Path) -> str:
     about = read_json(run / "run.json")
     parts = [f"data {about['data_dir']}", f"folds {', '.join(map(str, about['folds']))}"]
     parts += [f"submission {about['submission']}"] if about["submission"] else []
+    parts += left_out(run)
     parts += [time.strftime("written %Y-%m-%d %H:%M"), f"{os.cpu_count()} CPU cores"]
     return f"<p>{html.escape(' · '.join(parts))}</p>"
 

@@ -5,9 +5,10 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from utils.data.competition import DataError, read_classes, read_index
+from utils.data.competition import DataError, find_images, read_classes
 from utils.files import write_text
 
 COLUMNS = ["image_name", "class", "rle"]
@@ -50,8 +51,14 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def expected_rows(data_dir: str | Path) -> pd.DataFrame:
-    """The rows of a submission in the competition's order: image_name, class, the image's height and width (pixels)."""
-    images = read_index(data_dir, splits=("test",))[["image_name", "height", "width"]]
+    """The rows of a submission in the competition's order: image_name, class, the image's height and width (pixels).
+
+    The size of an image that can't be read, which has its rows nevertheless, is NaN. Raises DataError without images.
+    """
+    images, findings = find_images(data_dir, splits=("test",))
+    if images.empty:
+        raise DataError(f"{data_dir}: no test images", [str(finding) for finding in findings])
+    images = images.drop_duplicates("image_name")[["image_name", "height", "width"]].replace(0, np.nan)
     return images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")[[*KEY, "height", "width"]]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.data.competition import DataError, read_annotation, read_classes, read_index
+from utils.data.competition import DataError, find_images, read_annotation, read_classes
 from utils.submission.checker import bad_masks, shown_name, shown_row
 from utils.submission.csv_file import KEY, expected_rows, read
 from utils.submission.shapes import measure
@@ -81,7 +81,7 @@ def find_warnings(path: str | Path, data_dir: str | Path) -> list[str]:
     if usual is not None:
         shapes = shapes.merge(usual.classes, left_on="class", right_index=True)
         warnings += [*_empty(shapes), *_areas(shapes), *_pieces(shapes)]
-    return warnings + _sides(shapes, read_index(data_dir, splits=("test",)), usual)
+    return warnings + _sides(shapes, find_images(data_dir, splits=("test",))[0], usual)
 
 
 def read_usual(data_dir: str | Path) -> Usual:
@@ -89,7 +89,10 @@ def read_usual(data_dir: str | Path) -> Usual:
 
     Raises DataError if there are no training images, or none whose annotation can be read.
     """
-    classes, table = read_classes(data_dir), read_index(data_dir, splits=("train",))
+    classes, table = read_classes(data_dir), find_images(data_dir, splits=("train",))[0]
+    table = table[table["height"] > 0].drop_duplicates("image_name")
+    if table.empty:
+        raise DataError(f"{data_dir}: nothing to compare with", ["there are no training images"])
     people = table["ID"].unique()[:: math.ceil(len(table) / TRAINING_IMAGES)]
     rows = []
     for image in table[table["ID"].isin(people)].itertuples():
