@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from utils.data.augmentation import read_augmentation
 from utils.errors import Problems, unknown
 from utils.files import ROOT, shown
-from utils.params import Parameter, ParameterError, check_values, declared
+from utils.params import OWN, Parameter, ParameterError, check_values, declared
 
 NOTEBOOKS = {
     "eda": "01_eda",
@@ -25,9 +25,6 @@ NOTEBOOKS = {
     "ensemble": "05_ensemble",
 }
 """The notebook of each section."""
-
-OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission", "missing")
-"""Parameters that the run sets itself, so that its steps find each other's files."""
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
