@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from utils.analysis.resampling import RESAMPLES, bootstrap, expanded_tail, sign_flip_p
+from utils.analysis import resampling
+from utils.analysis.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
 from utils.masks import rle
 from utils.masks.surface import hd95
 
@@ -19,6 +20,11 @@ def draws(images=20, columns=0, seed=0):
     return np.random.default_rng(seed).normal(0.9, 0.05, (images, columns) if columns else images)
 
 
+def reach(people):
+    """How many standard errors Student's interval reaches, with the factor by which bootstrap means vary too little."""
+    return stats.t.ppf(0.975, people - 1) * np.sqrt(people / (people - 1))
+
+
 def test_the_interval_is_that_of_scipy_for_people_with_two_images():
     values = draws()
     ours = bootstrap(values, PEOPLE)
@@ -26,7 +32,7 @@ def test_the_interval_is_that_of_scipy_for_people_with_two_images():
     theirs = stats.bootstrap(
         (of_person,),
         np.mean,
-        confidence_level=1 - 2 * expanded_tail(10),
+        confidence_level=1 - 2 * stats.norm.cdf(-reach(10)),
         n_resamples=RESAMPLES,
         method="percentile",
         rng=1,
@@ -37,19 +43,31 @@ def test_the_interval_is_that_of_scipy_for_people_with_two_images():
     assert ours.high == pytest.approx(theirs.high, abs=0.04 * width)
 
 
-def test_the_interval_is_that_of_all_resamples_for_people_with_different_numbers_of_images():
+def test_the_interval_is_that_of_all_resamples_for_groups_of_few_people_with_different_numbers_of_images():
     people, values = np.array([0, 0, 0, 1, 2, 2, 3, 4]), draws(8, seed=3)
-    strata = people >= 3
-    shares = {False: 0.4, True: 0.6}
+    bent = people >= 3
     means = []
     for straight in itertools.product(range(3), repeat=3):
-        for bent in itertools.product((3, 4), repeat=2):
-            groups = (np.concatenate([values[people == p] for p in drawn]).mean() for drawn in (straight, bent))
-            means.append(np.dot(list(groups), [0.4, 0.6]))
-    ours = bootstrap(values, people, strata, shares)
-    exact = np.quantile(means, [expanded_tail(2), 1 - expanded_tail(2)])  # the smaller group has two people
-    assert ours.mean == pytest.approx(0.4 * values[~strata].mean() + 0.6 * values[strata].mean())
-    assert (ours.low, ours.high) == pytest.approx(tuple(exact), abs=1e-6)
+        for other in itertools.product((3, 4), repeat=2):
+            groups = [np.concatenate([values[people == p] for p in drawn]).mean() for drawn in (straight, other)]
+            means.append(np.dot(groups, [0.4, 0.6]))
+    ours = bootstrap(values, people, bent, {False: 0.4, True: 0.6})
+    mean, half = 0.4 * values[~bent].mean() + 0.6 * values[bent].mean(), reach(2) * np.std(means)
+    assert ours.mean == pytest.approx(mean)
+    assert (ours.low, ours.high) == pytest.approx((mean - half, mean + half), rel=0.03)
+
+
+@pytest.mark.parametrize("people", [2, 4, FEW, 12, 40])
+def test_95_of_100_intervals_contain_the_true_mean(people, monkeypatch):
+    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
+    rng = np.random.default_rng(people)
+    of_image = np.repeat(np.arange(people), 2)
+    found = [
+        bootstrap(np.repeat(rng.normal(0, 1, people), 2) + rng.normal(0, 0.5, 2 * people), of_image, seed=seed)
+        for seed in range(400)
+    ]
+    inside = np.mean([one.low < 0 < one.high for one in found])
+    assert 0.92 < inside < 0.99
 
 
 def test_two_images_of_a_person_are_no_more_than_one_if_they_are_equal():

@@ -9,6 +9,7 @@ A result is <run>, <run>/<model>, <run>/ensemble or <run>/baseline; the run a fo
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import pandas as pd
 from tabulate import tabulate
@@ -23,8 +24,8 @@ from utils.errors import Problems
 from utils.files import read_json, resolve, shown, write_table
 
 
-def main() -> None:
-    """The command line; problems are printed and end it with status 1."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line, by default the process's own; problems are printed and end it with status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +43,7 @@ def main() -> None:
         command.add_argument("--bent-share", default="auto", help="share of test wrists that are bent (default: auto)")
     for command in (table, two, one):
         command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         {"table": _table, "compare": _compare, "report": _report}[given.command](given)
     except (Problems, ValueError, OSError) as error:
@@ -99,7 +100,7 @@ def _share(scores: Scores, setting: str) -> tuple[float, str]:
     """The share of bent test wrists, by default measured on the run's submission, and how it was found."""
     folder = data_folder(scores.run)
     if setting == "auto" and not (folder / "test").is_dir():
-        return float("nan"), f"the data folder {shown(folder)} is not there"
+        return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"
     submission = resolve(read_json(scores.run / VOTE / "metrics.json", {}).get("submission", "none"))
     images = read_index(folder, ("test",)) if setting == "auto" else pd.DataFrame()
     return bent_share(setting, submission, images, scores.dice.mean())

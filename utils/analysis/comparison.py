@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from utils.analysis.resampling import LEVEL, Estimate, sign_flip_p
@@ -43,6 +44,8 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence, with difference, 95 % interval and p."""
         gain, low, high = self.estimate
+        if np.isnan(low):
+            return f"no difference can be shown: {self.b} − {self.a} = {gain:+.4f} on one person"
         if self.winner:
             loser = self.a if self.winner == self.b else self.b
             gain, low, high = (gain, low, high) if self.winner == self.b else (-gain, -high, -low)

@@ -13,6 +13,8 @@ from scipy.stats import norm, permutation_test, t
 LEVEL = 0.95
 """Share of experiments in which an interval contains the true value."""
 RESAMPLES = 10_000
+FEW = 8
+"""With fewer people, percentiles of bootstrap means would end at the largest value found: Student's t is used."""
 
 
 class Estimate(NamedTuple):
@@ -33,7 +35,8 @@ def bootstrap(
     """The mean of `values` over images, with its interval from resampling people.
 
     Percentiles of RESAMPLES bootstrap means, expanded for small samples as in Hesterberg, "What Teachers Should Know
-    About the Bootstrap" (2015): without it, intervals from few people are too narrow.
+    About the Bootstrap" (2015), because they are too narrow otherwise; with fewer than FEW people in a group, Student's
+    t times the spread of the bootstrap means.
 
     Args:
         values: float (images,) or (images, columns); all columns are resampled together.
@@ -63,17 +66,18 @@ def bootstrap(
         mean = mean + share * columns[rows].mean(axis=0)
         draws = draws + share * (counts @ sums) / (counts @ sizes)[:, None]
         fewest = min(fewest, number)
-    tail = expanded_tail(fewest)
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0) if fewest > 1 else np.full((2, columns.shape[1]), np.nan)
-    return _shaped(values, mean, low, high)
+    return _shaped(values, mean, *_interval(mean, draws, fewest))
 
 
-def expanded_tail(people: int) -> float:
-    """The share of bootstrap means to cut off at each end so that intervals from few people are wide enough."""
+def _interval(mean: np.ndarray, draws: np.ndarray, people: int) -> np.ndarray:
+    """The ends (2, columns) from bootstrap means (resamples, columns) of this many people; see `bootstrap`."""
     if people < 2:
-        return 0.0
-    quantile = t.ppf((1 + LEVEL) / 2, people - 1) * np.sqrt(people / (people - 1))
-    return float(norm.cdf(-quantile))
+        return np.full((2, len(mean)), np.nan)
+    reach = t.ppf((1 + LEVEL) / 2, people - 1) * np.sqrt(people / (people - 1))
+    if people < FEW:
+        return mean + np.outer([-reach, reach], draws.std(axis=0))
+    tail = norm.cdf(-reach)
+    return np.quantile(draws, [tail, 1 - tail], axis=0)
 
 
 def sign_flip_p(differences: np.ndarray, people: np.ndarray, seed: int = 0) -> float:

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from utils.analysis.resampling import Estimate, bootstrap
 from utils.analysis.results import Scores
-from utils.data.cache import Cache
 from utils.files import cores
 from utils.masks.surface import hd95
+
+if TYPE_CHECKING:  # it imports torch, which the command line does without
+    from utils.data.cache import Cache
 
 ALL, STRAIGHT, BENT, REWEIGHTED = "all images", "straight wrists", "bent wrists", "re-weighted"
 
@@ -22,7 +25,8 @@ def summary(scores: Scores, bent_share: float = float("nan")) -> pd.DataFrame:
     are both; REWEIGHTED if bent_share is known too: the Dice to expect on images of which this share is bent.
     Columns: images, people, dice, low, high.
     """
-    return grouped(scores.dice.mean(axis=1).to_frame("dice"), scores.images, bent_share)
+    table = grouped(scores.dice.mean(axis=1).to_frame("dice"), scores.images, bent_share)
+    return table.assign(low=table["low"].clip(0, 1), high=table["high"].clip(0, 1))
 
 
 def grouped(values: pd.DataFrame, images: pd.DataFrame, bent_share: float) -> pd.DataFrame:
@@ -54,7 +58,7 @@ def by_class(scores: Scores, bent_share: float = float("nan"), distances: pd.Dat
     """
     dice, people = scores.dice, scores.images["ID"].to_numpy()
     found: Estimate = bootstrap(dice.to_numpy(), people)
-    table = pd.DataFrame({"dice": found.mean, "low": found.low, "high": found.high}, index=dice.columns)
+    table = pd.DataFrame(found._asdict(), index=dice.columns).clip(0, 1).rename(columns={"mean": "dice"})
     bent = scores.images["bent"].to_numpy(bool)
     if bent.any() and not bent.all():
         table["straight"], table["bent"] = dice[~bent].mean(), dice[bent].mean()
@@ -84,7 +88,7 @@ def worst_masks(scores: Scores, number: int, distances: pd.DataFrame | None = No
     return table.reset_index().sort_values("dice", kind="stable", ignore_index=True).head(number)
 
 
-def distance_table(votes: Iterable[tuple[str, list[str]]], cache: Cache) -> pd.DataFrame:
+def distance_table(votes: Iterable[tuple[str, list[str]]], cache: "Cache") -> pd.DataFrame:
     """HD95 in pixels at full size, images × classes, of the predicted masks (name, RLE per class) of each image.
 
     cache: the built cache, at any resolution, for the true masks. See `utils.masks.surface.hd95`.

@@ -46,7 +46,7 @@ def bent_wrists(submission: str | Path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def bent_share(setting: str, submission: str | Path, images: pd.DataFrame, dice: pd.Series) -> tuple[float, str]:
-    """The share (0 to 1) of test images with a bent wrist, and how it was found, for people.
+    """The share (0 to 1) of test images with a bent wrist, and a sentence that says how it was found.
 
     Args:
         setting: a number as text, or "auto" to measure it on a submission, see `bent_wrists`.
@@ -56,10 +56,10 @@ def bent_share(setting: str, submission: str | Path, images: pd.DataFrame, dice:
             are not worth measuring.
 
     Returns:
-        The share, NaN if it can't be measured, and the explanation.
+        The share, NaN if it can't be measured, and the sentence.
 
     Raises:
-        ValueError: for a setting that is no such number.
+        ValueError: for a setting that is neither.
     """
     if setting != "auto":
         try:
@@ -68,17 +68,20 @@ def bent_share(setting: str, submission: str | Path, images: pd.DataFrame, dice:
             share = -1.0
         if not 0 <= share <= 1:
             raise ValueError(f"bent_share = {setting!r}: expected auto, or a number from 0 to 1 such as 0.57")
-        return share, "given"
+        return share, f"{share:.0%} of the test wrists are bent, as given"
     if not set(BONES) <= set(dice.index):
-        return float("nan"), f"there are no classes {', '.join(BONES)} to measure wrists on"
+        return float("nan"), f"not re-weighted: there are no classes {', '.join(BONES)} to measure wrists on"
     if not Path(submission).is_file():
-        return float("nan"), "there is no submission to measure wrists on"
+        return float("nan"), "not re-weighted: there is no submission to measure wrists on"
     worst = dice[list(BONES)].idxmin()
     if dice[worst] < TRUSTED:
-        return float("nan"), f"{worst} is predicted with Dice {dice[worst]:.2f}, less than the {TRUSTED:g} it takes"
+        need = f"measuring wrists takes {TRUSTED:g}; or give bent_share"
+        return float("nan"), f"not re-weighted: {worst} is predicted with Dice {dice[worst]:.2f}, and {need}"
     wrists = bent_wrists(submission, images).dropna(subset=["wrist_angle"])
-    how = f"measured on the predicted masks of {len(wrists)} test images"
-    return (float(wrists["bent"].mean()), how) if len(wrists) else (float("nan"), "no predicted mask shows a wrist")
+    if wrists.empty:
+        return float("nan"), "not re-weighted: no predicted mask shows a wrist"
+    share = float(wrists["bent"].mean())
+    return share, f"{share:.0%} of the test wrists are bent, measured on the predicted masks of {len(wrists)} images"
 
 
 def _largest_outline(text: str, size: tuple[int, int]) -> list[np.ndarray]:
