@@ -87,7 +87,7 @@ def dice_over_minutes(table: pd.DataFrame) -> Figure:
         ax.scatter([], [], s=44, color=colour, label=kind)
     if not known["state"].eq("done").all():
         ax.scatter([], [], s=44, color="white", edgecolor=SOFT, label="unfinished")
-    ax.set(xscale="log", xlim=(known["minutes"].min() / 1.5, known["minutes"].max() * 4))
+    ax.set(xscale="log", xlim=(known["minutes"].min() / 1.5, known["minutes"].max() * 2))
     ax.set_xlabel("minutes of training and inference; an ensemble's with its models'", fontsize=9)
     ax.set_ylabel("out-of-fold Dice, 95 % interval", fontsize=9)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -71,21 +71,27 @@ def activations(
 def name_points(
     ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], bold: Sequence[bool], size: float = 7
 ) -> None:
-    """Write the names to the right of their points (x, y), moved up or down until none covers another name or point."""
+    """Write the names beside their points (x, y), moved up or down until none covers another name or point.
+
+    A name is on the right of its point, or on the left where the axes would end before it.
+    """
     ax.figure.draw_without_rendering()
     to_data, pixel = ax.transData.inverted(), ax.figure.dpi / 72
     centres = ax.transData.transform(np.column_stack([x, y]))
     taken = [Bbox.from_bounds(*(centre - 4 * pixel), 8 * pixel, 8 * pixel) for centre in centres]
     for across, up, name, strong in sorted(zip(x, y, names, bold, strict=True), key=lambda point: -point[1]):
-        right, height = ax.transData.transform((across, up))
+        (here, height), width = ax.transData.transform((across, up)), 0.6 * size * pixel * len(name)
+        fits = here + 5 * pixel + width <= ax.bbox.x1
+        edge = here + 5 * pixel if fits else here - 5 * pixel
         for step in sorted(range(-16, 17), key=abs):
-            left, middle = right + 5 * pixel, height + 4 * pixel * step
-            box = Bbox.from_bounds(left, middle - 4 * pixel, 0.6 * size * pixel * len(name), 8 * pixel)
+            middle = height + 4 * pixel * step
+            box = Bbox.from_bounds(edge if fits else edge - width, middle - 4 * pixel, width, 8 * pixel)
             if not box.count_overlaps(taken):
                 break
         taken.append(box)
         if abs(step) > 1:
-            ends = to_data.transform([(right, height), (left - pixel, middle)])
+            ends = to_data.transform([(here, height), (edge - pixel if fits else edge + pixel, middle)])
             ax.plot(*ends.T, color=SOFT, linewidth=0.5)
         style = {"fontsize": size, "fontweight": "bold" if strong else "normal", "path_effects": halo(2, "white")}
-        ax.text(*to_data.transform((left, middle)), name, va="center", color=INK, **style)
+        place, ha = to_data.transform((edge, middle)), "left" if fits else "right"
+        ax.text(*place, name, ha=ha, va="center", color=INK, **style)
