@@ -223,6 +223,10 @@ def test_no_difference_is_said_plainly(outputs, tmp_path):
     assert found.winner == "" and found.verdict.startswith("no difference can be shown: noise/unet − first/unet = ")
     few = compare(a, read_scores(make_run(tmp_path / "few", {"unet": dice(0.1)}, [0], vote=False)))
     assert few.winner == "" and "5 people are too few" in few.notes[1]
+    run = make_run(tmp_path / "tuned", {"unet": dice()})
+    write_json(run / "05_ensemble" / "metrics.json", {"oof_dice_cross_fitted": 0.8765})
+    assert "chosen by these scores" in compare(a, read_scores(run)).notes[0]
+    assert compare(a, read_scores(run, "unet")).notes == []
     moved = a.images.assign(fold=(a.images["fold"] + 1) % 4)
     notes = compare(a, Scores("x/unet", a.run, a.dice, moved, tta=False)).notes
     assert "40 of the 40 shared images were in another fold" in notes[0]

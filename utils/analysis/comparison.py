@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from utils.analysis.resampling import LEVEL, Estimate, sign_flip_p
-from utils.analysis.results import Scores, check_same_data
+from utils.analysis.results import ENSEMBLE, VOTE, Scores, check_same_data
 from utils.analysis.scores import ALL, grouped
 from utils.errors import Problems
+from utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ def _notes(a: Scores, b: Scores, shared: pd.Index) -> list[str]:
     for scores in (a, b):
         if left := len(scores.dice) - len(shared):
             notes.append(f"{left} of the {len(scores.dice)} images of {scores.name} are not in the other and not used")
+        crossed = read_json(scores.run / VOTE / "metrics.json", {}).get("oof_dice_cross_fitted")
+        if scores.name.endswith(f"/{ENSEMBLE}") and crossed is not None:
+            found = f"Dice {scores.dice.to_numpy().mean():.4f}; chosen on the other folds, {crossed:.4f}"
+            notes.append(f"the weights of {scores.name} were chosen by these scores, {found}")
     moved = int((a.images.loc[shared, "fold"] != b.images.loc[shared, "fold"]).sum())
     if moved:
         notes.append(f"{moved} of the {len(shared)} shared images were in another fold, so training sets differ too")
