@@ -75,11 +75,7 @@ def _report(given: argparse.Namespace) -> None:
     if read_json(analysed / "metrics.json", {}).get("result") == scores.name and (analysed / "hd95.csv").exists():
         distances = pd.read_csv(analysed / "hd95.csv", index_col="image_name").loc[scores.dice.index]
     print(f"{scores.name}: out-of-fold Dice of {len(scores.dice)} images, 95 % intervals by person")
-    print(
-        f"share of test wrists that are bent: {share:.0%}, {how}"
-        if share == share
-        else f"not re-weighted, because {how}"
-    )
+    print(how)
     print("", _lines(summary(scores, share)), "", sep="\n")
     print(_lines(by_class(scores, share, distances)), "\nworst images:", sep="\n")
     print(_lines(by_image(scores, distances).head(given.worst)))
