@@ -62,7 +62,14 @@ def make_run(folder, models, folds=range(4), vote=True, planned=None, data="data
         kept = FOLDS["fold"].isin(list(folds)).to_numpy()
         write_table(folder / "05_ensemble" / "oof_dice.csv", sum(models.values())[kept] / len(models))
         scored = {name: {"oof_dice": 0.9, "test_dice": 0.88, "weight": 1.0} for name in models}
-        made = {"minutes": 2, "test_dice": 0.89, "models": scored, "submission": "submissions/none.csv"}
+        voters = [{"model": name, "fold": fold} for name in models for fold in folds]
+        made = {
+            "fold_models": voters,
+            "minutes": 2,
+            "test_dice": 0.89,
+            "models": scored,
+            "submission": "submissions/none.csv",
+        }
         write_json(folder / "05_ensemble" / "metrics.json", made)
     return folder
 
@@ -285,6 +292,17 @@ def test_every_result_of_every_run_is_listed(outputs):
     text = as_text(table.reset_index())
     assert max(map(len, text.splitlines())) <= 125
     assert all(words in text for words in ("first/ensemble", "2 of 4 folds", "epochs 9", "0.8900", "90.0"))
+
+
+def test_partial_ensembles_and_single_people_are_shown_as_such(tmp_path):
+    run = make_run(tmp_path / "partial", {"unet": dice(), "fpn": dice()}, [0, 1], planned=range(4))
+    alone = dice().head(2)
+    write_table(run / "05_ensemble" / "oof_dice.csv", alone)
+    table = experiments(tmp_path).set_index("name")
+    assert table.loc["ensemble", "state"] == "4 of 8 fold models" and table.loc["unet", "state"] == "2 of 4 folds"
+    assert np.isnan(table.loc["ensemble", "low"]) and "nan" not in as_text(table.reset_index())
+    one = read_scores(run)
+    assert compare(one, read_scores(run, "fpn")).verdict.endswith("on one person")
 
 
 def test_the_commands_list_compare_and_report(outputs, tmp_path, capsys):

@@ -66,7 +66,8 @@ def as_text(table: pd.DataFrame) -> str:
     several = len(set(table["data"])) > 1
     rows = []
     for row in table.to_dict("records"):
-        interval = f"{row['dice']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row["dice"] == row["dice"] else ""
+        ends = f" [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] == row["low"] else ""
+        interval = _number(row["dice"], ".4f") + ends
         rest = ", ".join(f"{name} {row[name]}" for name in differing if row[name])
         numbers = [interval, _number(row["test_dice"], ".4f"), _number(row["minutes"], ".1f")]
         rows.append([f"{row['run']}/{row['name']}", row["state"], *([row["data"]] if several else []), *numbers, rest])
@@ -86,9 +87,13 @@ def _state(run: Path, name: str) -> dict[str, Any]:
     vote = read_json(run / VOTE / "metrics.json", {})
     if name == ENSEMBLE:
         minutes = vote["minutes"] + sum(_minutes(run, model) for model in vote["models"])
-        return {"state": "done", "minutes": minutes, "test_dice": vote["test_dice"]}
-    planned = set(read_json(run / "run.json", {}).get("folds", []))
-    planned = {f"fold{fold}" for fold in planned} or {p.name for p in fold_folders(run, TRAIN, name, finished=False)}
+        voted, about = len(vote["fold_models"]), read_json(run / "run.json", {})
+        planned = len(about.get("models", [])) * len(about.get("folds", []))
+        state = "done" if voted >= planned else f"{voted} of {planned} fold models"
+        return {"state": state, "minutes": minutes, "test_dice": vote["test_dice"]}
+    planned = {f"fold{fold}" for fold in read_json(run / "run.json", {}).get("folds", [])} or {
+        p.name for p in fold_folders(run, TRAIN, name, finished=False)
+    }
     done = {path.name for path in fold_folders(run, PREDICT, name)}
     failed = [
         p for s in (TRAIN, PREDICT) for p in fold_folders(run, s, name, finished=False) if (p / "failed.txt").exists()
