@@ -13,7 +13,7 @@ from utils.analysis.comparison import compare
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
 from utils.analysis.scores import by_class, by_image, distance_table, summary, worst_masks
-from utils.analysis.wrists import bent_share, bent_wrists, masks_wrist_angle
+from utils.analysis.wrists import AUTO, bent_share, bent_wrists, masks_wrist_angle
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
@@ -188,15 +188,15 @@ def test_the_share_of_bent_test_wrists_is_measured_on_a_submission(sample):
     wrists = bent_wrists(sample / "solution.csv", table)
     assert len(wrists) == len(table) and wrists["wrist_angle"].notna().all()
     assert len(wrists[["ID", "bent"]].drop_duplicates()) == wrists["ID"].nunique()
-    share, how = bent_share("auto", sample / "solution.csv", table, good)
+    share, how = bent_share(AUTO, sample / "solution.csv", table, good)
     assert share == wrists["bent"].mean() and f"masks of {len(table)} images" in how
-    assert bent_share("0.57", "", table, good) == (0.57, "57% of the test wrists are bent, as given")
-    poor = bent_share("auto", sample / "solution.csv", table, good.where(good.index != "Ulna", 0.6))
+    assert bent_share(0.57, "", table, good) == (0.57, "57% of the test wrists are bent, as given")
+    poor = bent_share(AUTO, sample / "solution.csv", table, good.where(good.index != "Ulna", 0.6))
     assert np.isnan(poor[0]) and "Ulna is predicted with Dice 0.60" in poor[1]
-    assert np.isnan(bent_share("auto", sample / "none.csv", table, good)[0])
-    assert np.isnan(bent_share("auto", sample / "solution.csv", table, good[["Radius"]])[0])
-    for wrong in ("many", "1.5"):
-        with pytest.raises(ValueError, match="expected auto, or a number from 0 to 1"):
+    assert np.isnan(bent_share(AUTO, sample / "none.csv", table, good)[0])
+    assert np.isnan(bent_share(AUTO, sample / "solution.csv", table, good[["Radius"]])[0])
+    for wrong in (-0.5, 1.5):
+        with pytest.raises(ValueError, match="expected 0 to 1, such as"):
             bent_share(wrong, "", table, good)
 
 

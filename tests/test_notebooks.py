@@ -32,7 +32,7 @@ def run(sample, tmp_path_factory):
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
-        ("07_analysis", {"worst": 1, "bent_share": "0.5"}),
+        ("07_analysis", {"worst": 1, "bent_share": 0.5}),
     ]
     for name, parameters in steps:
         output = folder / f"{name}-{parameters.get('fold', 0)}.ipynb"

@@ -18,7 +18,7 @@ from utils.analysis.comparison import compare
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scores
 from utils.analysis.scores import by_class, by_image, summary
-from utils.analysis.wrists import bent_share
+from utils.analysis.wrists import AUTO, bent_share
 from utils.data.competition import read_index
 from utils.errors import Problems
 from utils.files import read_json, resolve, shown, write_table
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("result")
     one.add_argument("--worst", type=int, default=5, help="images to list (default: 5)")
     for command in (two, one):
-        command.add_argument("--bent-share", default="auto", help="share of test wrists that are bent (default: auto)")
+        command.add_argument("--bent-share", type=float, default=AUTO, help="of test wrists (default: measured)")
     for command in (table, two, one):
         command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
     given = parser.parse_args(arguments)
@@ -92,14 +92,14 @@ def _lines(table: pd.DataFrame) -> str:
     return tabulate(shown, "keys", "simple", disable_numparse=True, colalign=align)
 
 
-def _share(scores: Scores, setting: str) -> tuple[float, str]:
+def _share(scores: Scores, given: float) -> tuple[float, str]:
     """The share of bent test wrists, by default measured on the run's submission, and how it was found."""
     folder = data_folder(scores.run)
-    if setting == "auto" and not (folder / "test").is_dir():
+    if given == AUTO and not (folder / "test").is_dir():
         return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"
     submission = resolve(read_json(scores.run / VOTE / "metrics.json", {}).get("submission", "none"))
-    images = read_index(folder, ("test",)) if setting == "auto" else pd.DataFrame()
-    return bent_share(setting, submission, images, scores.dice.mean())
+    images = read_index(folder, ("test",)) if given == AUTO else pd.DataFrame()
+    return bent_share(given, submission, images, scores.dice.mean())
 
 
 if __name__ == "__main__":

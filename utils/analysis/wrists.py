@@ -10,6 +10,8 @@ from utils.data.folds import BENT_DEGREES, FOREARM, MIDDLE_METACARPAL, wrist_ang
 from utils.masks import rle
 
 BONES = (*FOREARM, MIDDLE_METACARPAL)
+AUTO = -1.0
+"""Instead of a given share: measure it."""
 TRUSTED = 0.85
 """Lowest out-of-fold Dice of the three bones at which wrists are measured on predicted masks."""
 
@@ -45,12 +47,12 @@ def bent_wrists(submission: str | Path, images: pd.DataFrame) -> pd.DataFrame:
     return found.drop(columns=["height", "width"]).assign(bent=over.groupby(found["ID"]).transform("any"))
 
 
-def bent_share(setting: str, submission: str | Path, images: pd.DataFrame, dice: pd.Series) -> tuple[float, str]:
+def bent_share(given: float, submission: str | Path, images: pd.DataFrame, dice: pd.Series) -> tuple[float, str]:
     """The share (0 to 1) of test images with a bent wrist, and a sentence that says how it was found.
 
     Args:
-        setting: a number as text, or "auto" to measure it on a submission, see `bent_wrists`.
-        submission: the CSV file; only read for "auto", as are the others.
+        given: the share, or AUTO to measure it on a submission, see `bent_wrists`.
+        submission: the CSV file; only read for AUTO, as are the others.
         images: the test images' rows of the index (`read_index`).
         dice: out-of-fold Dice by class of who made the submission. Below TRUSTED for one of the three bones, their axes
             are not worth measuring.
@@ -59,16 +61,12 @@ def bent_share(setting: str, submission: str | Path, images: pd.DataFrame, dice:
         The share, NaN if it can't be measured, and the sentence.
 
     Raises:
-        ValueError: for a setting that is neither.
+        ValueError: for a number that is neither.
     """
-    if setting != "auto":
-        try:
-            share = float(setting)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise ValueError(f"bent_share = {setting!r}: expected auto, or a number from 0 to 1 such as 0.57")
-        return share, f"{share:.0%} of the test wrists are bent, as given"
+    if given != AUTO:
+        if not 0 <= given <= 1:
+            raise ValueError(f"bent_share = {given:g}: expected 0 to 1, such as 0.57, or {AUTO:g} to measure it")
+        return given, f"{given:.0%} of the test wrists are bent, as given"
     if not set(BONES) <= set(dice.index):
         return float("nan"), f"not re-weighted: there are no classes {', '.join(BONES)} to measure wrists on"
     if not Path(submission).is_file():
