@@ -78,6 +78,16 @@ voters = [str(path.parent) for path in resolve(output_dir).glob("04_inference_tt
 scores = {"oof_dice": 0.92, "test_dice": 0.91, "models": of_models, "submission": submission}
 scores |= {"missing": missing, "fold_models": voters}""",
     ),
+    "07_analysis": (
+        COMMON + "worst: int = 2  # images\n",
+        'STEP = "07_analysis"\n',
+        """
+if worst < 0:
+    raise ValueError("no worst image")
+(folder / "scores.csv").write_text("on,images,people,dice,low,high\\nall images,8,4,0.92,0.9,0.94\\n")
+verdict = "quick/ensemble beats quick/thin by 0.0012 [0.0004, 0.0021]"
+scores = {"result": "quick/ensemble", "wrists": "57% are bent", "verdicts": [verdict]}""",
+    ),
 }
 
 PROFILE = """

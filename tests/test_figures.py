@@ -2,16 +2,21 @@
 
 import io
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
-from matplotlib.colors import rgb_to_hsv
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from PIL import Image
 
 from utils import figures
+from utils.analysis.comparison import compare
+from utils.analysis.results import Scores
+from utils.analysis.scores import by_class
 from utils.data.competition import HAND_BONES
+from utils.figures.analysis import BETTER, WORSE
 from utils.figures.overlays import FALSE, MISSED
 from utils.figures.style import new_figure
 from utils.masks import rle
@@ -216,6 +221,64 @@ def test_leaderboard_shows_every_row_and_score(board):
     low, high = figure.axes[0].get_xlim()
     values = board[["oof_dice", "test_dice"]].to_numpy(float)
     assert not known.any() or (low < np.nanmin(values) and np.nanmax(values) < high)
+
+
+def judged(name, gain=0.0, seed=0, classes=BONES):
+    """Scores of 12 people, the first two with bent wrists."""
+    index = pd.Index([f"image{i}.png" for i in range(24)], name="image_name")
+    people = np.repeat(np.arange(12), 2)
+    images = pd.DataFrame({"ID": people.astype(str), "bent": people < 2, "fold": people % 5}, index)
+    table = (scores(classes, 24) + gain).clip(0, 1) - scores(classes, 24, seed + 1).rsub(1) / 10
+    return Scores(name, Path(name).parent, table.set_index(index), images)
+
+
+@pytest.mark.parametrize("classes", [["nucleus"], BONES])
+@pytest.mark.parametrize("known", [["bent", "straight", "re-weighted"], ["hd95"], []])
+def test_class_scores_show_what_is_known(classes, known):
+    one = judged("run/unet", classes=classes)
+    table = by_class(one, 0.57, pd.DataFrame(3.0, one.dice.index, classes))
+    unknown = {"bent", "straight", "re-weighted", "hd95"} - set(known)
+    figure = figures.class_scores(table.drop(columns=list(unknown)))
+    assert not cropped(figure) and len(figure.axes) == 1 + ("hd95" in known)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == classes
+    assert len(figure.legends) == ("bent" in known)
+
+
+def test_differences_name_both_results_and_colour_the_winner(monkeypatch):
+    monkeypatch.setattr("utils.analysis.comparison.check_same_data", lambda a, b: None)
+    one, other = judged("some-run/unetplusplus-effb4"), judged("another-run/deeplabv3plus-resnet101", 0.02)
+    pairs = [compare(one, other), compare(other, one), compare(one, judged("x/y", 0, 1))]
+    figure = figures.differences(pairs)
+    assert not cropped(figure)
+    ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert ticks[0] == f"{other.name} − {one.name}" and len(ticks) == 3
+    colours = [tuple(c.get_facecolor()[0][:3]) for c in figure.axes[0].collections[1::2]]
+    assert colours[:2] == [to_rgb(BETTER), to_rgb(WORSE)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_dice_over_minutes_names_every_result_and_marks_unfinished_ones(rows):
+    names = ["ensemble", "unetplusplus-efficientnet-b7-with-a-long-name", "fpn", "baseline", "new"]
+    table = pd.DataFrame(
+        {
+            "run": "overnight-hand_bone",
+            "name": names,
+            "state": ["done", "done", "2 of 5 folds", "done", "0 of 5 folds"],
+            "dice": [0.97, 0.96, 0.9599, 0.8, np.nan],
+            "low": [0.96, 0.95, 0.95, 0.78, np.nan],
+            "high": [0.98, 0.97, 0.97, 0.82, np.nan],
+            "minutes": [500, 250, 251, 0.3, np.nan],
+        }
+    ).head(rows)
+    figure = figures.dice_over_minutes(table)
+    assert not cropped(figure)
+    known = [f"overnight-hand_bone/{name}" for name in names[: min(rows, 4)]]
+    drawn = [t for t in figure.axes[0].texts if "/" in t.get_text()]
+    assert sorted(t.get_text() for t in drawn) == sorted(known)
+    boxes = [t.get_window_extent() for t in drawn]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    if rows == 5:
+        assert "unfinished" in [t.get_text() for t in figure.legends[0].get_texts()]
 
 
 def test_save_writes_a_picture_and_hands_the_figure_on(tmp_path):

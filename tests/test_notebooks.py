@@ -29,7 +29,7 @@ EXPORT = {
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05, 06 and 10 were executed in turn."""
+    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05, 06, 07 and 10 were executed in turn."""
     folder = tmp_path_factory.mktemp("run")
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [
@@ -39,6 +39,7 @@ def run(sample, tmp_path_factory):
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
+        ("07_analysis", {"worst": 1, "bent_share": 0.5}),
         ("10_export", EXPORT),
     ]
     for name, parameters in steps:
@@ -59,6 +60,7 @@ def run(sample, tmp_path_factory):
         ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
         ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
         ("06_model_zoo", {"models", "cam"}),
+        ("07_analysis", {"result", "oof_dice", "hd95", "verdicts"}),
         ("10_export/thin/fold0", {"val_dice", "formats", "architectures"}),
     ],
 )
@@ -99,6 +101,23 @@ def test_the_notebooks_tell_their_findings(run):
     compared = {model["architecture"]: model for model in read_json(run / "06_model_zoo" / "metrics.json")["models"]}
     assert compared.keys() == set(ZOO["architectures"]) and pictures(run / "06_model_zoo-0.ipynb") == 3
     assert all(0 <= model["dice"] <= 1 and model["multiply_adds"] > 0 for model in compared.values())
+    analysed = outputs(run / "07_analysis-0.ipynb")
+    assert "no difference can be shown" in analysed and pictures(run / "07_analysis-0.ipynb") == 4
+
+
+def test_the_analysis_judges_what_the_ensemble_scored(run):
+    metrics = read_json(run / "07_analysis" / "metrics.json")
+    assert metrics["oof_dice"] == pytest.approx(read_json(run / "05_ensemble" / "metrics.json")["oof_dice"])
+    by_image = pd.read_csv(run / "07_analysis" / "images.csv", index_col="image_name")
+    folds = pd.read_csv(run / "folds.csv", index_col="image_name")
+    assert set(by_image.index) == set(folds.index[folds["fold"].isin([0, 1])])
+    assert by_image["dice"].mean() == pytest.approx(metrics["oof_dice"])
+    distances = pd.read_csv(run / "07_analysis" / "hd95.csv", index_col="image_name")
+    assert distances.to_numpy().mean() == pytest.approx(metrics["hd95"])
+    dice = pd.read_csv(run / "05_ensemble" / "oof_dice.csv", index_col="image_name")
+    assert (distances.loc[dice.index].to_numpy()[dice.to_numpy() > 0.999999] == 0).all()
+    board = pd.read_csv(run / "07_analysis" / "experiments.csv")
+    assert {"thin", "ensemble", "baseline"} == set(board.loc[board["run"] == run.name, "name"])
 
 
 def test_the_export_notebook_compares_formats_and_architectures(run):

@@ -257,6 +257,22 @@ def test_an_edited_plugin_reruns_the_steps_that_name_its_parts_and_what_depends_
     assert (status, new) == (1, []) and "parts.py: SyntaxError" in output
 
 
+def test_an_analysis_is_reported_and_its_failure_costs_no_submission(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "predict:", "analysis: {worst: -1}\npredict:")
+    status, output, new = fake.start()
+    assert (status, set(new)) == (1, {"07_analysis"})
+    assert "ValueError: no worst image" in output.split("FAILED")[1]
+    assert "submission  submissions/quick-the data.csv" in output
+    assert (fake.root / "submissions" / "quick-the data.csv").exists()
+    assert "beats" not in (fake.run / "report" / "index.html").read_text()
+    fake.edit("notebooks/profiles/quick.yaml", "analysis: {worst: -1}", "analysis:")
+    status, output, new = fake.start()
+    assert (status, new) == (0, ["07_analysis"]), output
+    index = (fake.run / "report" / "index.html").read_text()
+    assert "quick/ensemble beats quick/thin by 0.0012" in index and "0.9400" in index and "57% are bent" in index
+    assert "07_analysis.html" in index
+
+
 def test_changed_data_reruns_everything(fake):
     image = next(fake.data.glob("test/DCM/*/*.png"))
     before = image.stat()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.lib.npyio import NpzFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +142,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: str | Path, table: "pd.DataFrame", index: bool = True) -> None:
+    """Write `table` as CSV, whole or not at all; `index`: with its index as first columns."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=index)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -86,6 +86,13 @@ RANGES: dict[str, tuple[str, Any]] = {
 """Limits of the parameters with these names in every notebook: the type for which a limit holds, and the limit."""
 
 
+WITHOUT_EFFECT = ("num_workers", "device", "wandb_project")
+"""Parameters that do not change results, so that changing them reruns nothing."""
+
+OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission", "missing")
+"""Parameters that a run sets itself, so that its steps find each other's files."""
+
+
 class Parameter(NamedTuple):
     """One line of a parameters cell."""
 

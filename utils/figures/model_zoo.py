@@ -40,7 +40,7 @@ def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: 
     legend = figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     for handle in legend.legend_handles:
         handle.set_sizes([36])
-    _name_points(ax, table, set(best.index))
+    name_points(ax, table["multiply_adds"], table["dice"], table.index, table.index.isin(best.index))
     return figure
 
 
@@ -68,22 +68,30 @@ def activations(
     return figure
 
 
-def _name_points(ax: Axes, table: pd.DataFrame, bold: set[str]) -> None:
-    """Write the names to the right of their points, moved up or down until none covers another."""
+def name_points(
+    ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], bold: Sequence[bool], size: float = 7
+) -> None:
+    """Write the names beside their points (x, y), moved up or down until none covers another name or point.
+
+    A name is on the right of its point, or on the left where the axes would end before it.
+    """
     ax.figure.draw_without_rendering()
-    to_data, taken = ax.transData.inverted(), []
-    pixel = ax.figure.dpi / 72
-    for row in table.sort_values("dice", ascending=False).itertuples():
-        x, y = ax.transData.transform((row.multiply_adds, row.dice))
+    to_data, pixel = ax.transData.inverted(), ax.figure.dpi / 72
+    centres = ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_bounds(*(centre - 4 * pixel), 8 * pixel, 8 * pixel) for centre in centres]
+    for across, up, name, strong in sorted(zip(x, y, names, bold, strict=True), key=lambda point: -point[1]):
+        (here, height), width = ax.transData.transform((across, up)), 0.6 * size * pixel * len(name)
+        fits = here + 5 * pixel + width <= ax.bbox.x1
+        edge = here + 5 * pixel if fits else here - 5 * pixel
         for step in sorted(range(-16, 17), key=abs):
-            left, middle = x + 5 * pixel, y + 4 * pixel * step
-            box = Bbox.from_bounds(left, middle - 4 * pixel, 4.2 * pixel * len(row.Index), 8 * pixel)
+            middle = height + 4 * pixel * step
+            box = Bbox.from_bounds(edge if fits else edge - width, middle - 4 * pixel, width, 8 * pixel)
             if not box.count_overlaps(taken):
                 break
         taken.append(box)
         if abs(step) > 1:
-            ends = to_data.transform([(x, y), (left - pixel, middle)])
+            ends = to_data.transform([(here, height), (edge - pixel if fits else edge + pixel, middle)])
             ax.plot(*ends.T, color=SOFT, linewidth=0.5)
-        place = to_data.transform((left, middle))
-        weight = "bold" if row.Index in bold else "normal"
-        ax.text(*place, row.Index, fontsize=7, va="center", color=INK, fontweight=weight, path_effects=halo(2, "white"))
+        style = {"fontsize": size, "fontweight": "bold" if strong else "normal", "path_effects": halo(2, "white")}
+        place, ha = to_data.transform((edge, middle)), "left" if fits else "right"
+        ax.text(*place, name, ha=ha, va="center", color=INK, **style)

@@ -10,12 +10,10 @@ from typing import Any
 
 import yaml
 
-from utils.files import ROOT, read_json, write_json, write_text
+from utils.files import ROOT, read_json, shown, write_json, write_text
+from utils.params import WITHOUT_EFFECT
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
 from utils.pipeline.run_notebook import set_aside
-
-WITHOUT_EFFECT = ("num_workers", "device", "wandb_project")
-"""Parameters that do not change results, so that changing them reruns nothing."""
 
 
 class RunError(Exception):

@@ -1,8 +1,8 @@
 """Read profiles: what a run trains and with which parameters, checked against the notebooks before it starts.
 
 A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
-of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05; `parameters` go to every notebook that declares
-them.
+of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07; `parameters` go to every
+notebook that declares them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from utils.data.augmentation import read_augmentation
 from utils.errors import Problems, unknown
 from utils.files import ROOT, resolve, shown
-from utils.params import Parameter, ParameterError, check_values, declared, load_yaml
+from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
 
 NOTEBOOKS = {
     "eda": "01_eda",
@@ -22,11 +22,9 @@ NOTEBOOKS = {
     "train": "03_train",
     "predict": "04_inference_tta",
     "ensemble": "05_ensemble",
+    "analysis": "07_analysis",
 }
 """The notebook of each section."""
-
-OWN = ("data_dir", "output_dir", "model", "fold", "models", "submission", "missing")
-"""Parameters that the run sets itself, so that its steps find each other's files."""
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
@@ -77,6 +75,7 @@ class Profile(_Strict):
     models: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
     predict: Section = {}
     ensemble: Section = {}
+    analysis: Annotated[Section | None, EmptyIfNone] = None
 
 
 class Step(BaseModel):
@@ -200,6 +199,9 @@ def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict
     if predicted:
         own = common | submission | {"models": list(profile.models), "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
+        if profile.analysis is not None:
+            step = Step(name=NOTEBOOKS["analysis"], after=[NOTEBOOKS["ensemble"]])
+            yield "analysis", {"analysis": profile.analysis}, step, common
 
 
 def _structure(error: dict[str, Any]) -> str:

@@ -11,6 +11,9 @@ import os
 import time
 from pathlib import Path
 
+import pandas as pd
+from tabulate import tabulate
+
 from utils.files import read_json, shown, write_text
 from utils.pipeline.leaderboard import as_html, left_out, read_leaderboard
 from utils.pipeline.profile import NOTEBOOKS
@@ -46,7 +49,7 @@ def write_report(run: str | Path) -> Path:
     for stale in set(folder.glob("*.html")) - set(pages.values()) - {folder / "index.html"}:
         stale.unlink()
     cards = "".join(_card(run, name, pages[name].name, notebooks[name]) for name in notebooks)
-    body = [f"<h1>{html.escape(run.name)}</h1>", _about(run), "<h2>Leaderboard</h2>", _leaderboard(run)]
+    body = [f"<h1>{html.escape(run.name)}</h1>", _about(run), "<h2>Leaderboard</h2>", _leaderboard(run), _analysis(run)]
     body += ["<h2>Notebooks</h2>", f'<div class="cards">{cards}</div>']
     write_text(folder / "index.html", _page(run.name, "\n".join(body)))
     return folder / "index.html"
@@ -90,6 +93,20 @@ def _leaderboard(run: Path) -> str:
     partial = "".join(f"<li>{html.escape(f'{name}: {reason}')}</li>" for name, reason in missing.items())
     partial = f'<p class="failed">The submission is PARTIAL. It lacks</p><ul>{partial}</ul>' if missing else ""
     return f'{partial}<div class="leaderboard {table["kind"][0]}">{as_html(table)}</div>'
+
+
+def _analysis(run: Path) -> str:
+    """The scores with their intervals and the verdicts of notebook 07; "" before it has ended."""
+    folder = run / NOTEBOOKS["analysis"]
+    metrics = read_json(folder / "metrics.json", {})
+    if not metrics.get("result"):
+        return ""
+    scores = pd.read_csv(folder / "scores.csv").rename(columns={"on": "", "low": "95 % from", "high": "to"})
+    align = ["left"] + ["right"] * (len(scores.columns) - 1)
+    table = tabulate(scores, "keys", "html", showindex=False, floatfmt=".4f", missingval="", colalign=align)
+    verdicts = "".join(f"<li>{html.escape(text)}</li>" for text in metrics["verdicts"])
+    title = f"<h2>Out-of-fold Dice of {html.escape(metrics['result'])}</h2>"
+    return f'{title}<div class="leaderboard">{table}</div><p>{html.escape(metrics["wrists"])}</p><ul>{verdicts}</ul>'
 
 
 def _card(run: Path, name: str, page: str, notebook: Path) -> str:

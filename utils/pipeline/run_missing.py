@@ -17,7 +17,9 @@ def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = ""
     by name is never made here: FileNotFoundError lists the finished ones.
     """
     steps = resolve(parameters["output_dir"]) / notebook
-    if any(steps.glob(f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json")):
+    if (steps / "metrics.json").exists() or any(
+        steps.glob(f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json")
+    ):
         return
     if model:
         there = sorted({path.parents[1].name for path in steps.glob("*/fold*/metrics.json")})

@@ -1,0 +1,343 @@
+"""Results of runs: read, judged, compared and listed, from the tables that the notebooks write."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils.analysis import resampling
+from utils.analysis.__main__ import main
+from utils.analysis.comparison import compare
+from utils.analysis.experiments import as_text, experiments
+from utils.analysis.results import Scores, members, open_scores, read_scores
+from utils.analysis.scores import by_class, by_image, distance_table, summary, worst_masks
+from utils.analysis.wrists import AUTO, bent_share, bent_wrists, masks_wrist_angle
+from utils.data.cache import Cache
+from utils.data.competition import read_classes, read_index
+from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
+from utils.errors import Problems
+from utils.files import ROOT, write_json, write_table
+from utils.masks import rle
+
+CLASSES = ["Radius", "Ulna", "Lunate"]
+PEOPLE, IMAGES = 20, 40
+NAMES = [f"image{i:02d}.png" for i in range(IMAGES)]
+FOLDS = pd.DataFrame(
+    {
+        "ID": [f"ID{i // 2:03d}" for i in range(IMAGES)],
+        "image_name": NAMES,
+        "bent": [i // 2 < 4 for i in range(IMAGES)],
+        "fold": [i // 2 % 4 for i in range(IMAGES)],
+    }
+)
+
+
+def dice(gain=0.0, seed=0, noise=0.01):
+    """A table images × classes: some images are difficult for every model; `gain` is the model's own."""
+    difficulty = np.random.default_rng(9).gamma(2, 0.02, (IMAGES, 1)) + 0.05 * FOLDS["bent"].to_numpy()[:, None]
+    values = 0.93 - difficulty + gain + np.random.default_rng(seed).normal(0, noise, (IMAGES, len(CLASSES)))
+    return pd.DataFrame(values.clip(0, 1), columns=CLASSES, index=pd.Index(NAMES, name="image_name"))
+
+
+def make_run(folder, models, folds=range(4), vote=True, planned=None, data="data/sample", sizes=1000, **parameters):
+    """A run's folder as the notebooks leave it: `models` are tables by name, of which `folds` are finished."""
+    folder.mkdir(parents=True)
+    FOLDS.to_csv(folder / "folds.csv", index=False)
+    files = {f"train/DCM/{row.ID}/{row.image_name}": [sizes, 1] for row in FOLDS.itertuples()}
+    write_json(folder / "data.json", files)
+    plan = list(planned if planned is not None else folds)
+    write_json(folder / "run.json", {"data_dir": data, "models": list(models), "folds": plan})
+    for number, (name, table) in enumerate(models.items()):
+        given = {"architecture": name, "lr": 0.01 * (number + 1), "epochs": 5, "data_dir": data, **parameters}
+        for fold in folds:
+            rows = table[(FOLDS["fold"] == fold).to_numpy()]
+            trained, predicted = (folder / step / name / f"fold{fold}" for step in ("03_train", "04_inference_tta"))
+            write_table(trained / "val_dice.csv", rows - 0.01)
+            write_json(trained / "metrics.json", {"minutes": 10, "val_dice": 0.8, "parameters": given})
+            write_table(predicted / "oof_dice.csv", rows)
+            write_json(predicted / "metrics.json", {"minutes": 1, "oof_dice": 0.9, "parameters": {"tta": "hflip"}})
+    if vote:
+        kept = FOLDS["fold"].isin(list(folds)).to_numpy()
+        write_table(folder / "05_ensemble" / "oof_dice.csv", sum(models.values())[kept] / len(models))
+        scored = {name: {"oof_dice": 0.9, "test_dice": 0.88, "weight": 1.0} for name in models}
+        voters = [{"model": name, "fold": fold} for name in models for fold in folds]
+        made = {
+            "fold_models": voters,
+            "minutes": 2,
+            "test_dice": 0.89,
+            "models": scored,
+            "submission": "submissions/none.csv",
+        }
+        write_json(folder / "05_ensemble" / "metrics.json", made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Three runs: one finished, one of which two of four folds are, one whose training was interrupted."""
+    folder = tmp_path_factory.mktemp("outputs")
+    make_run(folder / "first", {"unet": dice(), "fpn": dice(0.004, 1)})
+    make_run(folder / "second", {"unet": dice(0.01, 2)}, [1, 2], vote=False, planned=range(4), epochs=9)
+    make_run(folder / "stopped", {"unet": dice()}, [0], vote=False, planned=range(4))
+    for step in ("03_train", "04_inference_tta"):
+        (folder / "stopped" / step / "unet" / "fold0" / "metrics.json").unlink()
+    (folder / "stopped" / "03_train" / "unet" / "fold0" / "failed.txt").write_text("out of memory")
+    return folder
+
+
+def test_results_are_found_by_name_and_folds_are_pooled(outputs):
+    assert members(outputs / "first") == ["ensemble", "unet", "fpn"]
+    assert open_scores("first", outputs).name == "first/ensemble"
+    pooled = open_scores("first/fpn", outputs)
+    pd.testing.assert_frame_equal(pooled.dice.sort_index(), dice(0.004, 1))
+    assert (pooled.images["fold"].loc[NAMES].to_numpy() == FOLDS["fold"]).all() and pooled.tta
+    assert open_scores(outputs / "second").name == "second/unet" and len(open_scores("second", outputs).dice) == 20
+    stopped = open_scores("stopped/unet", outputs)
+    assert not stopped.tta and len(stopped.dice) == 10
+
+
+def test_what_is_not_there_is_named_with_the_nearest(outputs, tmp_path):
+    with pytest.raises(Problems, match=r"unknown run 'frist': did you mean first"):
+        open_scores("frist/unet", outputs)
+    with pytest.raises(Problems, match=r"unknown model 'unt': did you mean unet"):
+        open_scores("first/unt", outputs)
+    run = make_run(tmp_path / "run", {"a": dice(), "b": dice()}, vote=False)
+    with pytest.raises(Problems, match=r"it has no ensemble; write run/<model>, one of a, b"):
+        read_scores(run)
+    with pytest.raises(Problems, match="run 03_train, then 04_inference_tta"):
+        read_scores(make_run(tmp_path / "empty", {}, vote=False))
+    FOLDS.iloc[1:].to_csv(run / "folds.csv", index=False)
+    with pytest.raises(Problems, match=r"image00\.png is not in folds\.csv"):
+        read_scores(run, "a")
+
+
+def test_scores_by_wrist_and_re_weighted_to_the_test_images(outputs):
+    scores = open_scores("first/unet", outputs)
+    table = summary(scores, 0.57)
+    of_image, bent = dice().mean(axis=1), FOLDS.set_index("image_name")["bent"]
+    straight, other = of_image[~bent].mean(), of_image[bent].mean()
+    assert table["dice"].tolist() == pytest.approx(
+        [of_image.mean(), straight, other, 0.43 * straight + 0.57 * other], abs=1e-12
+    )
+    assert table["images"].tolist() == [40, 32, 8, 40] and table["people"].tolist() == [20, 16, 4, 20]
+    assert ((table["low"] < table["dice"]) & (table["dice"] < table["high"]) & (table["high"] <= 1)).all()
+    assert table.loc["all images", "dice"] > table.loc["re-weighted", "dice"]
+    assert summary(scores).index.tolist() == ["all images", "straight wrists", "bent wrists"]
+    assert summary(open_scores("first", outputs)).index.size == 3
+
+
+def test_scores_by_class_and_image(outputs):
+    scores = open_scores("first/unet", outputs)
+    distances = pd.DataFrame(7.0, scores.dice.index, CLASSES)
+    table = by_class(scores, 0.5, distances)
+    assert table["dice"].tolist() == pytest.approx(dice().mean().tolist())
+    assert table["re-weighted"].tolist() == pytest.approx(((table["straight"] + table["bent"]) / 2).tolist())
+    assert (table["hd95"] == 7).all() and "hd95" not in by_class(scores)
+    worst = by_image(scores, distances)
+    assert worst["dice"].is_monotonic_increasing and worst.index[0] == dice().mean(axis=1).idxmin()
+    assert worst.loc[NAMES, "worst_class"].tolist() == dice().idxmin(axis=1).tolist()
+    masks = worst_masks(scores, 3, distances)
+    assert masks["dice"].tolist() == pytest.approx(np.sort(dice().to_numpy().ravel())[:3])
+    assert dice().loc[masks.loc[0, "image_name"], masks.loc[0, "class"]] == masks.loc[0, "dice"]
+
+
+def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(sample, tmp_path):
+    table, classes = read_index(sample), read_classes(sample)
+    cache = Cache(tmp_path, table[:2], classes, 64)
+    cache.build()
+    names = table["image_name"][:2].tolist()
+    truth = {name: cache.read(name).truth for name in names}
+
+    def shifted(text):
+        return rle.encode(np.roll(rle.decode(text, (256, 256)), -3, axis=0))
+
+    votes = [(names[0], truth[names[0]]), (names[1], [shifted(text) for text in truth[names[1]]])]
+    distances = distance_table(votes, cache)
+    whole = [name for name in classes if name not in FOREARM]  # the image's border cuts the forearm
+    assert (distances.loc[names[0]] == 0).all() and list(distances) == classes
+    assert distances.loc[names[1], whole].between(2, 3).all()
+
+
+def test_wrists_of_masks_are_those_of_the_polygons(sample):
+    table, classes = read_index(sample), read_classes(sample)
+    images = add_wrists(table[table["split"] == "train"], classes)
+    for row in images.itertuples():
+        drawn = {name: rle.encode(mask) for name, mask in true_masks(row, classes).items()}
+        assert masks_wrist_angle(drawn, (row.height, row.width)) == pytest.approx(row.wrist_angle, abs=3)
+        noisy = rle.decode(drawn["Radius"], (256, 256))
+        noisy[2:5, 2:5] = True  # false pixels far away
+        assert masks_wrist_angle(drawn | {"Radius": rle.encode(noisy)}, (256, 256)) == pytest.approx(
+            masks_wrist_angle(drawn, (256, 256))
+        )
+        assert np.isnan(masks_wrist_angle(drawn | {"Ulna": ""}, (256, 256)))
+
+
+def true_masks(row, classes):
+    from utils.data.competition import read_annotation
+    from utils.masks.labels import draw
+
+    polygons = read_annotation(row.annotation, classes)
+    return {name: draw(polygons[name], (row.height, row.width)) for name in (*FOREARM, MIDDLE_METACARPAL)}
+
+
+def test_the_share_of_bent_test_wrists_is_measured_on_a_submission(sample):
+    table = read_index(sample, ("test",))
+    good = pd.Series(0.95, index=read_classes(sample))
+    wrists = bent_wrists(sample / "solution.csv", table)
+    assert len(wrists) == len(table) and wrists["wrist_angle"].notna().all()
+    assert len(wrists[["ID", "bent"]].drop_duplicates()) == wrists["ID"].nunique()
+    share, how = bent_share(AUTO, sample / "solution.csv", table, good)
+    assert share == wrists["bent"].mean() and f"masks of {len(table)} images" in how
+    assert bent_share(0.57, "", table, good) == (0.57, "57% of the test wrists are bent, as given")
+    poor = bent_share(AUTO, sample / "solution.csv", table, good.where(good.index != "Ulna", 0.6))
+    assert np.isnan(poor[0]) and "Ulna is predicted with Dice 0.60" in poor[1]
+    assert np.isnan(bent_share(AUTO, sample / "none.csv", table, good)[0])
+    assert np.isnan(bent_share(AUTO, sample / "solution.csv", table, good[["Radius"]])[0])
+    for wrong in (-0.5, 1.5):
+        with pytest.raises(ValueError, match="expected 0 to 1, such as"):
+            bent_share(wrong, "", table, good)
+
+
+def test_a_better_result_is_named_with_its_gain_and_interval(outputs):
+    a, b = (open_scores(f"first/{name}", outputs) for name in ("unet", "fpn"))
+    found = compare(a, b, 0.57)
+    gain = (dice(0.004, 1) - dice()).to_numpy().mean()
+    assert found.winner == "first/fpn" and found.p < 0.05 and found.notes == []
+    assert found.estimate.mean == pytest.approx(gain) and 0 < found.estimate.low < gain < found.estimate.high
+    assert found.verdict.startswith(f"first/fpn beats first/unet by {gain:.4f} [{found.estimate.low:.4f}, ")
+    assert found.rows.index.tolist()[-1] == "re-weighted"
+    assert (found.rows["b"] - found.rows["a"]).tolist() == pytest.approx(found.rows["difference"].tolist())
+    assert found.classes["difference"].mean() == pytest.approx(gain)
+
+
+def test_swapping_the_results_changes_the_sign_only(outputs):
+    a, b = open_scores("first/unet", outputs), open_scores("second", outputs)
+    one, other = compare(a, b), compare(b, a)
+    assert one.p == other.p and one.winner == other.winner == "second/unet" and one.verdict == other.verdict
+    assert one.estimate == pytest.approx((-other.estimate.mean, -other.estimate.high, -other.estimate.low))
+    note = "20 of the 40 images of first/unet are not in the other and not used"
+    assert one.notes == other.notes == [note]
+
+
+def test_no_difference_is_said_plainly(outputs, tmp_path):
+    a = open_scores("first/unet", outputs)
+    same = compare(a, a)
+    assert same.p == 1 and same.verdict == "no difference can be shown: first/unet and first/unet have the same scores"
+    noise = read_scores(make_run(tmp_path / "noise", {"unet": dice(0, 5)}, vote=False))
+    found = compare(a, noise)
+    assert found.winner == "" and found.verdict.startswith("no difference can be shown: noise/unet − first/unet = ")
+    few = compare(a, read_scores(make_run(tmp_path / "few", {"unet": dice(0.1)}, [0], vote=False)))
+    assert few.winner == "" and "5 people are too few" in few.notes[1]
+    run = make_run(tmp_path / "tuned", {"unet": dice()})
+    write_json(run / "05_ensemble" / "metrics.json", {"oof_dice_cross_fitted": 0.8765})
+    assert "chosen by these scores" in compare(a, read_scores(run)).notes[0]
+    assert compare(a, read_scores(run, "unet")).notes == []
+    moved = a.images.assign(fold=(a.images["fold"] + 1) % 4)
+    notes = compare(a, Scores("x/unet", a.run, a.dice, moved, tta=False)).notes
+    assert "40 of the 40 shared images were in another fold" in notes[0]
+    assert "x/unet was scored without test-time augmentation" in notes[1]
+
+
+def test_results_of_different_data_are_refused(outputs, tmp_path):
+    a = open_scores("first/unet", outputs)
+    with pytest.raises(Problems, match=r"image00\.png has 1000 and 900 bytes") as error:
+        compare(a, read_scores(make_run(tmp_path / "sizes", {"unet": dice()}, vote=False, sizes=900)))
+    assert len(error.value.problems) == IMAGES
+    renamed = dice().rename(columns={"Lunate": "Hamate"})
+    with pytest.raises(Problems, match="classes differ"):
+        compare(a, read_scores(make_run(tmp_path / "classes", {"unet": renamed}, vote=False)))
+    other = read_scores(make_run(tmp_path / "folder", {"unet": dice()}, vote=False, data="data/other"))
+    assert compare(a, other).p == 1, "a copy of the same files elsewhere is the same data"
+    (other.run / "data.json").unlink()
+    with pytest.raises(Problems, match="data folders are data/sample and data/other"):
+        compare(a, other)
+    with pytest.raises(Problems, match=r"image03\.png belongs to ID001 and to ID9"):
+        compare(a, Scores("x/y", a.run, a.dice, a.images.assign(ID=a.images["ID"].replace("ID001", "ID9"))))
+    one, two = (read_scores(make_run(tmp_path / f"{n}", {"unet": dice()}, [n], vote=False)) for n in (0, 1))
+    with pytest.raises(Problems, match="their folds are 0 and 1"):
+        compare(one, two)
+
+
+def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(outputs, monkeypatch):
+    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
+    a = open_scores("first/unet", outputs)
+    images, wrong = a.images.assign(bent=False), 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        of_person = np.repeat(rng.normal(0, 0.01, (PEOPLE, 1)), 2, axis=0)  # both hands are better, or both worse
+        values = of_person + rng.normal(0, 0.01, a.dice.shape)
+        b = Scores("x/b", a.run, (a.dice.sort_index() + values).loc[a.dice.index], images)
+        wrong += compare(Scores("x/a", a.run, a.dice, images), b).winner != ""
+    assert 3 <= wrong <= 19, "5 % of 200 is 10; 99.7 % of such experiments give 3 to 19"
+
+
+def test_every_result_of_every_run_is_listed(outputs):
+    table = experiments(outputs).set_index(["run", "name"])
+    assert table["state"].to_dict() == {
+        ("first", "fpn"): "done",
+        ("first", "unet"): "done",
+        ("first", "ensemble"): "done",
+        ("second", "unet"): "2 of 4 folds",
+        ("stopped", "unet"): "0 of 4 folds, failed, not predicted yet",
+    }
+    assert table["dice"].is_monotonic_decreasing and table["images"].to_dict()[("second", "unet")] == 20
+    assert (
+        table["minutes"].to_dict()[("first", "unet")] == 44 and table["minutes"].to_dict()[("first", "ensemble")] == 90
+    )
+    assert table["test_dice"].to_dict()[("first", "ensemble")] == 0.89
+    assert list(table.columns)[8:] == ["architecture", "lr", "epochs"], "only parameters that differ"
+    assert table["epochs"].to_dict()[("second", "unet")] == "9" and table.loc[("first", "ensemble"), "epochs"] == ""
+    text = as_text(table.reset_index())
+    assert max(map(len, text.splitlines())) <= 125
+    assert all(words in text for words in ("first/ensemble", "2 of 4 folds", "epochs 9", "0.8900", "90.0"))
+
+
+def test_partial_ensembles_and_single_people_are_shown_as_such(tmp_path):
+    run = make_run(tmp_path / "partial", {"unet": dice(), "fpn": dice()}, [0, 1], planned=range(4))
+    alone = dice().head(2)
+    write_table(run / "05_ensemble" / "oof_dice.csv", alone)
+    table = experiments(tmp_path).set_index("name")
+    assert table.loc["ensemble", "state"] == "4 of 8 fold models" and table.loc["unet", "state"] == "2 of 4 folds"
+    assert np.isnan(table.loc["ensemble", "low"]) and "nan" not in as_text(table.reset_index())
+    one = read_scores(run)
+    assert compare(one, read_scores(run, "fpn")).verdict.endswith("on one person")
+
+
+def test_the_commands_list_compare_and_report(outputs, tmp_path, capsys):
+    def printed(*arguments):
+        main([*map(str, arguments), "--outputs", str(outputs)])
+        return capsys.readouterr().out
+
+    assert "second/unet" in printed("table", "--csv", tmp_path / "all.csv")
+    assert len(pd.read_csv(tmp_path / "all.csv")) == 5
+    compared = printed("compare", "first/unet", "first/fpn", "--bent-share", "0.57")
+    assert "first/fpn beats first/unet by 0.00" in compared and "re-weighted" in compared
+    report = printed("report", "first", "--bent-share", "0.57")
+    assert (
+        report.count("57%") == 1
+        and "57% of the test wrists are bent, as given" in report
+        and "worst images" in report
+        and "hd95" not in report
+    )
+    analysed = outputs / "first" / "07_analysis"
+    write_table(analysed / "hd95.csv", dice() * 10)
+    write_json(analysed / "metrics.json", {"result": "first/ensemble"})
+    assert "hd95" in printed("report", "first") and "hd95" not in printed("report", "first/unet")
+
+
+def test_problems_end_the_command_in_words(outputs):
+    command = [sys.executable, "-m", "utils.analysis", "compare", "first/unet", "frist", "--outputs", str(outputs)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1 and "did you mean first" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_folds_written_by_the_run_can_be_read(sample, tmp_path):
+    table, classes = read_index(sample), read_classes(sample)
+    folds = read_folds(tmp_path / "folds.csv", table, classes, 3)
+    values = pd.DataFrame(0.9, folds["image_name"], classes).rename_axis("image_name")
+    write_table(tmp_path / "02_baseline_fcn" / "val_dice.csv", values)
+    write_json(tmp_path / "02_baseline_fcn" / "metrics.json", {"minutes": 1})
+    scores = read_scores(tmp_path)
+    assert scores.name.endswith("/baseline") and not scores.tta and len(scores.dice) == len(folds)

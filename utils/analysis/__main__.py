@@ -1,0 +1,106 @@
+"""Judge results from the command line, from the tables that the notebooks wrote.
+
+    python -m utils.analysis [table]           every result of every run, with intervals
+    python -m utils.analysis compare A B       a paired test of two results, and the verdict
+    python -m utils.analysis report RESULT     one result: by wrist, by class, the worst images
+
+A result is <run>, <run>/<model>, <run>/ensemble or <run>/baseline; the run a folder below outputs/, or a path.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from tabulate import tabulate
+
+from utils.analysis.comparison import compare
+from utils.analysis.experiments import as_text, experiments
+from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scores
+from utils.analysis.scores import by_class, by_image, summary
+from utils.analysis.wrists import AUTO, bent_share
+from utils.data.competition import read_index
+from utils.errors import Problems
+from utils.files import read_json, resolve, shown, write_table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line, by default the process's own; problems are printed and end it with status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command")
+    parser.set_defaults(command="table", outputs=OUTPUTS, csv="")
+    table = commands.add_parser("table", help="every result of every run")
+    table.add_argument("--csv", default="", help="also write the table, one column per parameter, to this file")
+    two = commands.add_parser("compare", help="a paired test of two results")
+    two.add_argument("a")
+    two.add_argument("b")
+    one = commands.add_parser("report", help="one result in detail")
+    one.add_argument("result")
+    one.add_argument("--worst", type=int, default=5, help="images to list (default: 5)")
+    for command in (two, one):
+        command.add_argument("--bent-share", type=float, default=AUTO, help="of test wrists (default: measured)")
+    for command in (table, two, one):
+        command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
+    given = parser.parse_args(arguments)
+    try:
+        {"table": _table, "compare": _compare, "report": _report}[given.command](given)
+    except (Problems, ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+def _table(given: argparse.Namespace) -> None:
+    found = experiments(given.outputs)
+    print(as_text(found))
+    if given.csv:
+        write_table(given.csv, found, index=False)
+
+
+def _compare(given: argparse.Namespace) -> None:
+    a, b = (open_scores(name, given.outputs) for name in (given.a, given.b))
+    found = compare(a, b, pd.Series([_share(scores, given.bent_share)[0] for scores in (a, b)]).mean())
+    print(f"a = {a.name}, b = {b.name}\n")
+    print(_lines(found.rows), "\nclasses that gain and lose most:", sep="\n")
+    some = found.classes if len(found.classes) <= 6 else pd.concat([found.classes.head(3), found.classes.tail(3)])
+    print(_lines(some), "", sep="\n")
+    print(*(f"note: {note}" for note in found.notes), found.verdict, sep="\n")
+
+
+def _report(given: argparse.Namespace) -> None:
+    scores = open_scores(given.result, given.outputs)
+    share, how = _share(scores, given.bent_share)
+    analysed = scores.run / "07_analysis"
+    distances = None
+    if read_json(analysed / "metrics.json", {}).get("result") == scores.name and (analysed / "hd95.csv").exists():
+        distances = pd.read_csv(analysed / "hd95.csv", index_col="image_name").loc[scores.dice.index]
+    print(f"{scores.name}: out-of-fold Dice of {len(scores.dice)} images, 95 % intervals by person")
+    print(how)
+    print("", _lines(summary(scores, share)), "", sep="\n")
+    print(_lines(by_class(scores, share, distances)), "\nworst images:", sep="\n")
+    print(_lines(by_image(scores, distances).head(given.worst)))
+
+
+def _lines(table: pd.DataFrame) -> str:
+    """A table as text: Dice with four decimals, differences with their sign, distances in pixels."""
+    forms = {"difference": "+.4f", "hd95": ".2f"}
+    shown = table.astype(object).copy()
+    for column in table.select_dtypes("floating"):
+        shown[column] = [f"{v:{forms.get(column, '.4f')}}" if v == v else "" for v in table[column]]
+    left = [c for c in table if not pd.api.types.is_numeric_dtype(table[c]) or table[c].dtype == bool]
+    align = ["left", *("left" if column in left else "right" for column in table)]
+    return tabulate(shown, "keys", "simple", disable_numparse=True, colalign=align)
+
+
+def _share(scores: Scores, given: float) -> tuple[float, str]:
+    """The share of bent test wrists, by default measured on the run's submission, and how it was found."""
+    folder = data_folder(scores.run)
+    if given == AUTO and not (folder / "test").is_dir():
+        return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"
+    submission = resolve(read_json(scores.run / VOTE / "metrics.json", {}).get("submission", "none"))
+    images = read_index(folder, ("test",)) if given == AUTO else pd.DataFrame()
+    return bent_share(given, submission, images, scores.dice.mean())
+
+
+if __name__ == "__main__":
+    main()

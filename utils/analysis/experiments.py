@@ -1,0 +1,133 @@
+"""List every result of every run: what differs between their parameters, what they score, how long they took."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from tabulate import tabulate
+
+from utils.analysis.results import (
+    BASELINE,
+    ENSEMBLE,
+    FCN,
+    OUTPUTS,
+    PREDICT,
+    TRAIN,
+    VOTE,
+    data_folder,
+    find_runs,
+    fold_folders,
+    members,
+    models,
+    read_scores,
+)
+from utils.analysis.scores import ALL, summary
+from utils.files import read_json, shown
+from utils.params import OWN, WITHOUT_EFFECT
+
+COLUMNS = ["run", "name", "state", "data", "images", "dice", "low", "high", "test_dice", "minutes"]
+IGNORED = {*OWN, *WITHOUT_EFFECT, "examples", "plugins"}
+
+
+def experiments(outputs: str | Path = OUTPUTS) -> pd.DataFrame:
+    """One row per ensemble, model and baseline of every run below `outputs`, the best first; unscored ones last.
+
+    Columns: run; name (the model, "ensemble" or "baseline"); state ("done", or what is missing); data (folder); images
+    that have an out-of-fold score; dice, low and high: out-of-fold Dice with its 95 % interval by person; test_dice,
+    where the data has a solution; minutes of training and inference in finished steps, for an ensemble with those of
+    its models. After them, one column per parameter of notebook 03 or of test-time augmentation that differs between
+    the rows, "" where a row has none. Scores of different data folders are not comparable.
+    """
+    rows, parameters = [], []
+    for run in find_runs(outputs):
+        scored, data = members(run), shown(data_folder(run))
+        for name in dict.fromkeys([*scored, *models(run)]):
+            row = {"run": run.name, "name": name, "data": data, **_state(run, name)}
+            if name in scored:
+                scores = read_scores(run, name)
+                row |= summary(scores).loc[ALL, ["images", "dice", "low", "high"]].to_dict()
+                row["state"] += "" if scores.tta or name == BASELINE else ", not predicted yet"
+            rows.append(row)
+            parameters.append(_parameters(run, name))
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[4:], float)).astype({"images": "Int64"})
+    given = pd.DataFrame(parameters, index=table.index).drop(columns=list(IGNORED), errors="ignore")
+    given = given.map(lambda value: "" if value is None or value != value else _text(value))
+    differing = [name for name in given if len(set(given[name]) - {""}) > 1]
+    return table.join(given[differing]).sort_values("dice", ascending=False, kind="stable", ignore_index=True)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table of `experiments` for a terminal of 120 columns; the parameters that differ share the last column."""
+    if table.empty:
+        return "no runs yet"
+    differing = [name for name in table if name not in COLUMNS]
+    several = len(set(table["data"])) > 1
+    rows = []
+    for row in table.to_dict("records"):
+        ends = f" [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] == row["low"] else ""
+        interval = _number(row["dice"], ".4f") + ends
+        rest = ", ".join(f"{name} {row[name]}" for name in differing if row[name])
+        numbers = [interval, _number(row["test_dice"], ".4f"), _number(row["minutes"], ".1f")]
+        rows.append([f"{row['run']}/{row['name']}", row["state"], *([row["data"]] if several else []), *numbers, rest])
+    headings = ["result", "state", *(["data"] if several else []), "out-of-fold Dice [95 %]", "test", "minutes"]
+    widths = [34, 16, *([18] if several else []), None, None, None, 28 if several else 40]
+    align = ["left"] * (3 if several else 2) + ["left", "right", "right", "left"]
+    return tabulate(
+        rows, [*headings, "what differs"], disable_numparse=True, maxcolwidths=widths, colalign=align, tablefmt="simple"
+    )
+
+
+def _state(run: Path, name: str) -> dict[str, Any]:
+    """state, minutes and test_dice of one ensemble, model or baseline."""
+    if name == BASELINE:
+        metrics = read_json(run / FCN / "metrics.json")
+        return {"state": "done", "minutes": metrics["minutes"], "test_dice": metrics.get("test_dice")}
+    vote = read_json(run / VOTE / "metrics.json", {})
+    if name == ENSEMBLE:
+        minutes = vote["minutes"] + sum(_minutes(run, model) for model in vote["models"])
+        voted, about = len(vote["fold_models"]), read_json(run / "run.json", {})
+        planned = len(about.get("models", [])) * len(about.get("folds", []))
+        state = "done" if voted >= planned else f"{voted} of {planned} fold models"
+        return {"state": state, "minutes": minutes, "test_dice": vote["test_dice"]}
+    planned = {f"fold{fold}" for fold in read_json(run / "run.json", {}).get("folds", [])} or {
+        p.name for p in fold_folders(run, TRAIN, name, finished=False)
+    }
+    done = {path.name for path in fold_folders(run, PREDICT, name)}
+    failed = [
+        p for s in (TRAIN, PREDICT) for p in fold_folders(run, s, name, finished=False) if (p / "failed.txt").exists()
+    ]
+    state = "done" if planned <= done else f"{len(planned & done)} of {len(planned)} folds"
+    state += ", failed" if failed else ""
+    test = vote.get("models", {}).get(name, {}).get("test_dice")
+    return {"state": state, "minutes": _minutes(run, name) or None, "test_dice": test}
+
+
+def _minutes(run: Path, model: str) -> float:
+    """Minutes of all finished fold models of a model: training and inference."""
+    folders = [folder for section in (TRAIN, PREDICT) for folder in fold_folders(run, section, model)]
+    return sum(read_json(folder / "metrics.json")["minutes"] for folder in folders)
+
+
+def _parameters(run: Path, name: str) -> dict[str, Any]:
+    """The parameters a model was trained and predicted with; of an interrupted one, those that the run gave it."""
+    found = {}
+    for section, wanted in ((TRAIN, None), (PREDICT, ("tta",))):
+        for folder in fold_folders(run, section, name, finished=False)[:1]:
+            given = run / "parameters" / section / name / f"{folder.name}.yaml"
+            values = yaml.safe_load(given.read_text(encoding="utf-8")) if given.exists() else {}
+            values = read_json(folder / "metrics.json", {"parameters": values})["parameters"]
+            found |= {key: value for key, value in values.items() if wanted is None or key in wanted}
+    return found
+
+
+def _text(value: Any) -> str:
+    """A parameter's value as short text, equal for equal values."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False).replace('"', "")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if value == value else ""

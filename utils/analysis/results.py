@@ -1,0 +1,152 @@
+"""Find runs and read the out-of-fold Dice of their models and ensembles, from the tables that the notebooks wrote.
+
+A result is named `<run>` (its ensemble, or its only model), `<run>/<model>`, `<run>/ensemble` or `<run>/baseline`. The
+run is a folder below outputs/, or a path. Nothing here needs the data, the stored probabilities or a GPU.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.errors import Problems, unknown
+from utils.files import ROOT, read_json, resolve, shown
+
+OUTPUTS = ROOT / "outputs"
+ENSEMBLE, BASELINE = "ensemble", "baseline"
+TRAIN, PREDICT, VOTE, FCN = "03_train", "04_inference_tta", "05_ensemble", "02_baseline_fcn"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The out-of-fold Dice of one model or ensemble.
+
+    name: `<run>/<member>`. run: the run's folder. dice: images × classes, in [0, 1]. images: with the same index
+    (image_name), ID (person), bent (bool: the person has a bent wrist) and fold. tta: with test-time augmentation, as
+    notebook 04 measured it; False: the validation of notebook 03 or 02.
+    """
+
+    name: str
+    run: Path
+    dice: pd.DataFrame
+    images: pd.DataFrame
+    tta: bool = True
+
+
+def find_runs(outputs: str | Path = OUTPUTS) -> list[Path]:
+    """The folders of all runs below `outputs`, sorted: those with a folds.csv."""
+    return sorted(path.parent for path in resolve(outputs).glob("*/folds.csv"))
+
+
+def models(run: Path) -> list[str]:
+    """The models that a run trains or has trained, in the order of its profile, others after them."""
+    planned = read_json(run / "run.json", {}).get("models", [])
+    found = sorted(path.name for path in (run / TRAIN).glob("*") if any(path.glob("fold*")))
+    return list(dict.fromkeys([*planned, *found]))
+
+
+def members(run: Path) -> list[str]:
+    """What can be judged in a run: ensemble, models, baseline; only those with out-of-fold scores."""
+    return [name for name in (ENSEMBLE, *models(run), BASELINE) if _tables(run, name)[0]]
+
+
+def fold_folders(run: Path, section: str, model: str, finished: bool = True) -> list[Path]:
+    """The fold models' folders of one model in `03_train` or `04_inference_tta`, by fold; finished: only those."""
+    found = (run / section / model).glob("fold*/metrics.json" if finished else "fold*")
+    return sorted(path.parent if finished else path for path in found)
+
+
+def open_scores(name: str | Path, outputs: str | Path = OUTPUTS) -> Scores:
+    """The scores of a result, by its name as described above.
+
+    Raises Problems for an unknown run or member, naming the nearest; for a run without scores; for several models
+    without an ensemble, if none is named; and for tables that do not fit the run's folds.csv.
+    """
+    text = str(name).rstrip("/")
+    start, _, end = text.rpartition("/")
+    for run, member in ((text, ""), (start, end)):
+        for path in (resolve(outputs) / run, resolve(run)):
+            if run and (path / "folds.csv").exists():
+                return read_scores(path, member)
+    runs = [path.name for path in find_runs(outputs)]
+    raise Problems(f"{text}: no such result", [unknown("run", text.partition("/")[0], runs)])
+
+
+def read_scores(run: str | Path, member: str = "") -> Scores:
+    """The scores of one `member` of a run's folder: "" for the ensemble or the only model; see `open_scores`."""
+    run = Path(run)
+    names = members(run)
+    if not names:
+        advice = f"expected {shown(run / PREDICT)}/<model>/fold<k>/oof_dice.csv: run 03_train, then 04_inference_tta"
+        raise Problems(f"{shown(run)}: no out-of-fold scores yet", [advice])
+    if member and member not in names:
+        raise Problems(f"{shown(run)}: no such result", [unknown("model", member, names)])
+    if not member and ENSEMBLE not in names and len(names) > 1:
+        problem = f"it has no ensemble; write {run.name}/<model>, one of {', '.join(names)}"
+        raise Problems(f"{shown(run)}: which model?", [problem])
+    member = member or names[0]
+    paths, tta = _tables(run, member)
+    dice = pd.concat([pd.read_csv(path, index_col="image_name") for path in paths])
+    images = read_images(run)
+    strange = [f"{name} is not in folds.csv" for name in dice.index.difference(images.index)]
+    strange += [f"{name} appears twice" for name in dice.index[dice.index.duplicated()]]
+    if strange:
+        raise Problems(f"{run.name}/{member}: the scores do not fit {shown(run / 'folds.csv')}", strange)
+    return Scores(f"{run.name}/{member}", run, dice, images.loc[dice.index], tta)
+
+
+def read_images(run: Path) -> pd.DataFrame:
+    """The run's folds.csv by image_name: ID, bent and fold of each training image."""
+    return pd.read_csv(run / "folds.csv", dtype={"ID": str, "image_name": str}).set_index("image_name")
+
+
+def _tables(run: Path, member: str) -> tuple[list[Path], bool]:
+    """The files with the member's scores (images × classes), and whether notebook 04 or 05 measured them."""
+    if member in (ENSEMBLE, BASELINE):
+        step = run / (VOTE if member == ENSEMBLE else FCN)
+        path = step / ("oof_dice.csv" if member == ENSEMBLE else "val_dice.csv")
+        finished = read_json(step / "metrics.json", None) is not None
+        return [path] if finished and path.exists() else [], member == ENSEMBLE
+    predicted = [folder / "oof_dice.csv" for folder in fold_folders(run, PREDICT, member)]
+    if predicted := [path for path in predicted if path.exists()]:
+        return predicted, True
+    trained = [folder / "val_dice.csv" for folder in fold_folders(run, TRAIN, member, finished=False)]
+    return [path for path in trained if path.exists()], False
+
+
+def check_same_data(a: Scores, b: Scores) -> None:
+    """Raise Problems if two results are not of the same data.
+
+    The classes, the people of shared images and, where both runs list their files (data.json), the sizes of shared
+    training files must agree. Runs without such a list are compared only if they name the same data folder.
+    """
+    problems = []
+    if list(a.dice.columns) != list(b.dice.columns):
+        problems.append(f"classes differ: {_some(a.dice.columns)} and {_some(b.dice.columns)}")
+    shared = a.images.index.intersection(b.images.index)
+    moved = shared[a.images.loc[shared, "ID"].to_numpy() != b.images.loc[shared, "ID"].to_numpy()]
+    problems += [f"{n} belongs to {a.images.loc[n, 'ID']} and to {b.images.loc[n, 'ID']}" for n in moved]
+    files = [read_json(s.run / "data.json", None) for s in (a, b)]
+    if None not in files:
+        one, other = ({name: size for name, (size, _) in listed.items()} for listed in files)
+        stems = {Path(name).stem for name in shared}
+        common = [n for n in one if n in other and n.startswith("train/") and Path(n).stem in stems]
+        problems += [f"{n} has {one[n]} and {other[n]} bytes" for n in common if one[n] != other[n]]
+    elif data_folder(a.run) != data_folder(b.run):
+        problems.append(f"data folders are {shown(data_folder(a.run))} and {shown(data_folder(b.run))}")
+    if problems:
+        raise Problems(f"{a.name} and {b.name} are of different data and can't be compared:", problems, shown=5)
+
+
+def data_folder(run: Path) -> Path:
+    """The data folder of a run, as run.json or a finished step names it; "" there is the default sample's."""
+    named = [read_json(run / "run.json", {}).get("data_dir")]
+    steps = (path for pattern in ("*/metrics.json", "*/*/fold*/metrics.json") for path in sorted(run.glob(pattern)))
+    named += [read_json(path).get("parameters", {}).get("data_dir") for path in steps]
+    return resolve(next((name for name in named if name), "data/sample"))
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")

@@ -1,0 +1,103 @@
+"""Judge one result: Dice with intervals, on bent and straight wrists and re-weighted to the test images, HD95."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from utils.analysis.resampling import Estimate, bootstrap
+from utils.analysis.results import Scores
+from utils.files import cores
+from utils.masks.surface import hd95
+
+if TYPE_CHECKING:  # it imports torch, which the command line does without
+    from utils.data.cache import Cache
+
+ALL, STRAIGHT, BENT, REWEIGHTED = "all images", "straight wrists", "bent wrists", "re-weighted"
+
+
+def summary(scores: Scores, bent_share: float = float("nan")) -> pd.DataFrame:
+    """Mean Dice with its 95 % interval by person, on all images, by wrist, and re-weighted to the test images.
+
+    bent_share: share (0 to 1) of test images with a bent wrist; NaN if unknown. Index: ALL; STRAIGHT and BENT if there
+    are both; REWEIGHTED if bent_share is known too: the Dice to expect on images of which this share is bent.
+    Columns: images, people, dice, low, high.
+    """
+    table = grouped(scores.dice.mean(axis=1).to_frame("dice"), scores.images, bent_share)
+    return table.assign(low=table["low"].clip(0, 1), high=table["high"].clip(0, 1))
+
+
+def grouped(values: pd.DataFrame, images: pd.DataFrame, bent_share: float) -> pd.DataFrame:
+    """The rows of `summary` for any values (images × columns).
+
+    Columns: images, people, the mean of each column, and low and high, the interval of the last column.
+    """
+    bent, people = images["bent"].to_numpy(bool), images["ID"].to_numpy()
+    everything = np.ones(len(bent), bool)
+    rows = {ALL: (everything, None)}
+    if bent.any() and not bent.all():
+        rows |= {STRAIGHT: (~bent, None), BENT: (bent, None)}
+        if not np.isnan(bent_share):
+            rows[REWEIGHTED] = everything, {False: 1 - bent_share, True: bent_share}
+    table = {}
+    for name, (some, shares) in rows.items():
+        found = bootstrap(values.to_numpy()[some], people[some], bent[some], shares)
+        counts = {"images": int(some.sum()), "people": len(set(people[some]))}
+        ends = {"low": found.low[-1], "high": found.high[-1]}
+        table[name] = counts | dict(zip(values.columns, found.mean, strict=True)) | ends
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def by_class(scores: Scores, bent_share: float = float("nan"), distances: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per class, in order: dice, low, high (95 % by person), straight, bent, re-weighted, hd95.
+
+    Columns that can't be known (no bent wrists, no bent_share, no distances) are left out. hd95: mean over the images
+    of `distances`, see `distance_table`, in pixels.
+    """
+    dice, people = scores.dice, scores.images["ID"].to_numpy()
+    found: Estimate = bootstrap(dice.to_numpy(), people)
+    table = pd.DataFrame(found._asdict(), index=dice.columns).clip(0, 1).rename(columns={"mean": "dice"})
+    bent = scores.images["bent"].to_numpy(bool)
+    if bent.any() and not bent.all():
+        table["straight"], table["bent"] = dice[~bent].mean(), dice[bent].mean()
+        if not np.isnan(bent_share):
+            table["re-weighted"] = (1 - bent_share) * table["straight"] + bent_share * table["bent"]
+    if distances is not None:
+        table["hd95"] = distances.mean()
+    return table.rename_axis("class")
+
+
+def by_image(scores: Scores, distances: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per image, the worst first: ID, bent, fold, dice, worst_class and its Dice, hd95 (mean, pixels)."""
+    dice = scores.dice
+    table = scores.images[["ID", "bent", "fold"]].assign(
+        dice=dice.mean(axis=1), worst_class=dice.idxmin(axis=1), worst_dice=dice.min(axis=1)
+    )
+    if distances is not None:
+        table["hd95"] = distances.mean(axis=1)
+    return table.sort_values("dice", kind="stable")
+
+
+def worst_masks(scores: Scores, number: int, distances: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The `number` masks with the lowest Dice: image_name, class, dice and, with `distances`, hd95 in pixels."""
+    table = scores.dice.melt(var_name="class", value_name="dice", ignore_index=False)
+    if distances is not None:
+        table["hd95"] = distances.loc[scores.dice.index].melt()["value"].to_numpy()
+    return table.reset_index().sort_values("dice", kind="stable", ignore_index=True).head(number)
+
+
+def distance_table(votes: Iterable[tuple[str, list[str]]], cache: "Cache") -> pd.DataFrame:
+    """HD95 in pixels at full size, images × classes, of the predicted masks (name, RLE per class) of each image.
+
+    cache: the built cache, at any resolution, for the true masks. See `utils.masks.surface.hd95`.
+    """
+
+    def one(vote: tuple[str, list[str]]) -> tuple[str, np.ndarray]:
+        entry = cache.read(vote[0])
+        return vote[0], hd95(vote[1], entry.truth, entry.size)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        rows = dict(pool.map(one, votes))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=cache.classes).rename_axis("image_name")

@@ -1,0 +1,102 @@
+"""Draw the figures of the analysis: Dice by class with intervals, paired differences, Dice over minutes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from utils.analysis.comparison import Comparison
+from utils.figures.charts import KINDS
+from utils.figures.model_zoo import name_points
+from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+
+BETTER, WORSE = PALETTE[2], PALETTE[3]
+
+
+def class_scores(table: pd.DataFrame) -> Figure:
+    """Dice of each class with its interval, on straight and bent wrists if known; HD95 beside it if it was measured.
+
+    table: one row per class with the columns of `utils.analysis.scores.by_class`.
+    """
+    panels = 1 + ("hd95" in table)
+    figure, axes = new_figure(WIDTH if panels > 1 else WIDTH * 0.8, 1.4 + 0.24 * len(table), 1, panels)
+    rows, colours = np.arange(len(table)), class_colours(table.index)
+    shown = [readable(colours[name]) for name in table.index]
+    axes[0].hlines(rows, table["low"], table["high"], color=shown, linewidth=6, alpha=0.5)
+    axes[0].scatter(table["dice"], rows, s=26, color=shown, edgecolor=INK, linewidths=0.6, zorder=3, label="all images")
+    for column, marker in (("straight", "|"), ("bent", "x")):
+        if column in table:
+            label = f"{column} wrists"
+            axes[0].scatter(table[column], rows, s=30, marker=marker, color=INK, linewidths=1.1, zorder=4, label=label)
+    title = f"mean {table['dice'].mean():.4f}"
+    describe(axes[0], title, "Dice: mean (dot) with its 95 % interval (bar)", grid="x", rows=table.index)
+    if panels > 1:
+        axes[1].barh(rows, table["hd95"], height=0.6, color=shown, alpha=0.8)
+        describe(
+            axes[1], f"mean {table['hd95'].mean():.2f} px", "HD95 (pixels at full size)", grid="x", rows=table.index
+        )
+        axes[1].tick_params(labelleft=False)
+        axes[1].set_axisbelow(True)
+    if "bent" in table:
+        figure.legend(loc="outside upper left", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def differences(comparisons: Sequence[Comparison]) -> Figure:
+    """The difference of mean Dice of each comparison, b - a, with its 95 % interval; green: b is better, red: a is."""
+    figure, (ax,) = new_figure(WIDTH * 0.8, 1.3 + 0.42 * len(comparisons))
+    found = np.array([c.estimate for c in comparisons], float)
+    for row, (one, (mean, low, high)) in enumerate(zip(comparisons, found, strict=True)):
+        colour = {one.b: BETTER, one.a: WORSE}.get(one.winner, SOFT)
+        ax.hlines(row, low, high, color=colour, linewidth=6, alpha=0.5)
+        ax.scatter(mean, row, s=34, color=colour, edgecolor=INK, linewidths=0.6, zorder=3)
+        text = f"{mean:+.4f}".replace("-", "−")
+        ax.annotate(text, (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    ax.axvline(0, color=INK, linewidth=1)
+    describe(
+        ax, x="difference of mean Dice, with its 95 % interval", grid="x", rows=[f"{c.b} − {c.a}" for c in comparisons]
+    )
+    ax.margins(x=0.12)
+    ax.set_axisbelow(True)
+    return figure
+
+
+def dice_over_minutes(table: pd.DataFrame) -> Figure:
+    """Out-of-fold Dice with its interval against minutes (logarithmic) of every result that has both.
+
+    table: see `utils.analysis.experiments.experiments`. A ring is a result of an unfinished run.
+    """
+    known = table.dropna(subset=["dice", "minutes"]).astype({"dice": float, "minutes": float})
+    figure, (ax,) = new_figure(WIDTH, 5.2)
+    if known.empty:
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "no result with a Dice and minutes yet", ha="center", color=SOFT, transform=ax.transAxes)
+        return figure
+    kinds = known["name"].map(lambda name: name if name in ("ensemble", "baseline") else "model")
+    for kind, colour in KINDS.items():
+        some = known[kinds == kind]
+        if some.empty:
+            continue
+        done = some["state"].eq("done")
+        ax.vlines(some["minutes"], some["low"], some["high"], color=colour, linewidth=3, alpha=0.35)
+        ax.scatter(
+            some["minutes"], some["dice"], s=44, color=np.where(done, colour, "white"), edgecolor=colour, zorder=3
+        )
+        ax.scatter([], [], s=44, color=colour, label=kind)
+    if not known["state"].eq("done").all():
+        ax.scatter([], [], s=44, color="white", edgecolor=SOFT, label="unfinished")
+    ax.set(xscale="log", xlim=(known["minutes"].min() / 1.5, known["minutes"].max() * 2))
+    ax.set_xlabel("minutes of training and inference; an ensemble's with its models'", fontsize=9)
+    ax.set_ylabel("out-of-fold Dice, 95 % interval", fontsize=9)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.margins(y=0.08)
+    ax.grid(color=LINE, linewidth=0.7)
+    ax.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    best = known["dice"] == known["dice"].max()
+    name_points(ax, known["minutes"], known["dice"], known["run"] + "/" + known["name"], best)
+    return figure
