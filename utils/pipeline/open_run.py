@@ -17,7 +17,7 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
-from utils.data.loader import FoldData
+from utils.data.loader import FoldData, check_crops
 from utils.device import tune_process
 from utils.files import Progress, resolve
 from utils.pipeline.run_missing import run_if_missing
@@ -78,12 +78,15 @@ class Run:
         labels: str = "soft",
         flip: str = "on",
         flip_pairs: Sequence[Sequence[str]] = (),
+        crop: int = 0,
+        wrist_crops: float = 0.0,
     ) -> FoldData:
-        """The images of one fold; the other arguments are those of `cache` and of `data.flip.flip_rule`."""
+        """The images of one fold; the other arguments are those of `cache`, `data.flip.flip_rule` and `FoldData`."""
+        check_crops(crop, wrist_crops, image_size, self.classes)
         train, validation = split_fold(self.table, self.folds, fold)
         cache = self.cache(image_size, labels)
         rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
-        return FoldData(cache, train, validation, fold, rule)
+        return FoldData(cache, train, validation, fold, rule, crop=crop, wrist_crops=wrist_crops)
 
 
 def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
