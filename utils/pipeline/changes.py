@@ -86,6 +86,7 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     about = {
         "data_dir": data_dir,
         "models": list(profile.models),
+        "after": {name: [model["after"]] for name, model in profile.models.items() if "after" in model},
         "folds": profile.folds,
         "threads": profile.threads,
         "steps": [step.name for step in planned],
