@@ -56,6 +56,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "seed": ("int", Field(ge=0)),
     "lr": ("float", Field(gt=0)),
     "threshold": ("float", Field(gt=0, lt=1)),
+    "pseudo_labels": ("float", Field(ge=0, le=1)),
     "vote": ("str", Field(pattern=r"^(soft|hard)$")),
     "device": ("str", Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")),
 }

@@ -170,7 +170,8 @@ class FoldData:
     empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. sampler: any torch sampler over the
     rows of `train`; None takes each image once per epoch. crop: side of a random crop that is taken of each image for
     training, pixels of the cache, 0 for whole images. wrist_crops: further crops around the wrist in each epoch, as a
-    share of the images (not with a sampler). Raises Problems for crops that can't be made.
+    share of the images (not with a sampler). known: hashed people that the labels of some images were learnt from.
+    Raises Problems for crops that can't be made.
     """
 
     cache: Cache
@@ -181,6 +182,7 @@ class FoldData:
     sampler: Sampler | None = None
     crop: int = 0
     wrist_crops: float = 0.0
+    known: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse crops that can't be made."""

@@ -128,7 +128,7 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
     delete_temporary(folder)
     for name in ("best", "last"):
         restore_checkpoint(folder / name)
-    people = set(hash_people(data.train["ID"]))
+    people = set(hash_people(data.train["ID"])) | set(data.known)
     if settings.init_checkpoint:
         people |= start_from(model, data, settings.init_checkpoint)
     elif settings.start_from_prior:
