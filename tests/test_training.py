@@ -138,6 +138,19 @@ def test_the_last_epoch_is_scored_whatever_validate_every_says(data, tmp_path):
     assert result.history["val_dice"].notna().tolist() == [False, True, True]
 
 
+def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs(data, tmp_path):
+    def last(epochs, **options):
+        name = tmp_path / f"{epochs}{len(options)}"
+        fit(data, name, epochs=epochs, schedule="constant", ema_decay=0, precision="32-true", **options)
+        return weights(name / "last")
+
+    two, three, averaged = last(2), last(3), last(3, swa_epochs=2)
+    for name, tensor in averaged.items():
+        wanted = (two[name] + three[name]) / 2 if tensor.is_floating_point() else three[name]
+        assert torch.allclose(tensor, wanted, atol=1e-6), name
+    assert not same(two, three)
+
+
 def test_early_stopping_counts_epochs(data, tmp_path):
     for every in (1, 2):
         result = fit(
