@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -91,7 +92,7 @@ def polygons(mask: str, size: tuple[int, int]) -> list[np.ndarray]:
     return [np.concatenate([p, p[-1:].repeat(max(0, 3 - len(p)), 0)]) for p in points]
 
 
-def _write(folder: Path, row, name: str, masks: list[str], size: tuple[int, int], classes: Sequence[str]) -> None:
+def _write(folder: Path, row: Any, name: str, masks: list[str], size: tuple[int, int], classes: Sequence[str]) -> None:
     image = folder / "train" / "DCM" / row.ID / f"{name}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
     image.symlink_to(row.image)
