@@ -94,10 +94,15 @@ def test_a_damaged_resume_file_does_not_cost_the_training(data, tmp_path, capsys
     assert "can't be read" in capsys.readouterr().out
 
 
-def test_fold_minus_one_trains_on_everything(sample, tmp_path):
-    result = fit(small_data(sample, tmp_path / "cache", validation=0), tmp_path, epochs=1)
+def test_fold_minus_one_trains_on_everything_and_no_fold_starts_from_it(sample, data, tmp_path):
+    everything = small_data(sample, tmp_path / "cache", validation=0)
+    result = fit(everything, tmp_path, epochs=1)
     assert math.isnan(result.score) and result.val_dice.empty
     assert read_config(result.checkpoint).score is None
+    with pytest.raises(ModelError, match=r"\(fold -1\) was trained on .* leak"):
+        fitting.start_from(result.model, data, str(result.checkpoint))
+    people = fitting.start_from(result.model, everything, str(result.checkpoint))
+    assert len(people) == everything.train["ID"].nunique()
 
 
 def test_fine_tuning_starts_from_an_earlier_fold_model(data, tmp_path, trained):
