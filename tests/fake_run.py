@@ -25,6 +25,7 @@ epochs: int = 1  # epochs
 lr: float = 1e-3  # rate
 architecture: str = "unet"  # name
 loss: str = "bce"  # name
+init_checkpoint: str = ""  # folder
 num_workers: int = 0  # processes
 """
 

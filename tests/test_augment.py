@@ -228,11 +228,11 @@ def test_wrong_amounts_are_named_all_at_once():
 
 def test_a_profile_is_refused_for_wrong_amounts(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        "train: {augment: {rotat: 3}}\nmodels:\n  a: {augment: {elastic: 5}}\n  b: {augment: {rotate: 30}}\n"
-    )
+    models = "models: {a: {augment: {elastic: 5}}, b: {augment: {rotate: 30}}}\n"
+    path.write_text("train: {augment: {rotat: 3}}\n" + models + "ensemble: {postprocess: [largst]}\n")
     with pytest.raises(ProfileError) as caught:
         steps(path, "mine", "data/sample")
-    assert len(caught.value.problems) == 2
+    assert len(caught.value.problems) == 3
+    assert "ensemble: unknown step of postprocess 'largst': did you mean largest?" in caught.value.problems[2]
     assert "train: unknown name in augment 'rotat': did you mean rotate?" in caught.value.problems[0]
     assert caught.value.problems[1].startswith("models.a: augment.elastic = 5: expected less than or equal to 1")

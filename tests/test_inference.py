@@ -180,6 +180,42 @@ def test_soft_vote_is_the_full_size_vote_of_what_is_stored(tmp_path_factory, see
         assert np.array_equal(decode(mask, size)[decided], plane[decided])
 
 
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10_000),
+    grids=st.lists(st.sampled_from([(16, 16), (24, 24), (11, 19)]), min_size=1, max_size=4),
+    equal=st.booleans(),
+)
+def test_hard_vote_is_the_majority_of_the_full_size_masks(tmp_path_factory, seed, grids, equal):
+    rng, size, limits = np.random.default_rng(seed), (61, 47), [0.5, 0.4, 0.6]
+    store = ProbabilityStore(tmp_path_factory.mktemp("store"))
+    shares = np.full(len(grids), 0.2) if equal else rng.uniform(0.2, 1, len(grids))
+    total, stored = np.zeros((3, *size)), []
+    for number, (grid, share) in enumerate(zip(grids, shares, strict=True)):
+        store.write(f"{number}", blobs(rng, grid), size)
+        stored.append(store.read(f"{number}"))
+        scores = (stored[-1].regions.dense() / np.float32(LEVELS)).astype(np.float32)
+        total += share * np.stack([decode(m, size) for m in upsampling.encode_masks(scores, size, limits)])
+    voted = ensemble.hard_vote(stored, shares.tolist(), limits)
+    assert all(np.array_equal(decode(m, size), t > shares.sum() / 2 + 1e-7) for m, t in zip(voted, total, strict=True))
+
+
+def test_post_processing_is_judged_out_of_fold(data, tmp_path):
+    cache, name = data.cache, data.validation["image_name"].iloc[0]
+    fold_model = voter(tmp_path, "a", 0, thin_config(data))
+    probabilities = cache.read(name).label.dense() / np.float32(255)
+    probabilities[3, 1, 1] = 1  # a wrong piece far from the hand
+    fold_model.oof.write(name, probabilities, (256, 256))
+    found = weights.judge_postprocess([fold_model], {name: 0}, cache, {"a": 1.0}, 0.5, chosen=["min_area 1"])
+    assert found["steps"].tolist() == ["min_area 1", "largest", "fill_holes", "min_area 100"]
+    assert found["gain"].iloc[1] > 0.0005 and found["changed"].iloc[1] >= 1
+    assert found["gain"].iloc[0] == found["changed"].iloc[0] == 0
+    plain = mean_dice(weights.out_of_fold_dice([fold_model], {name: 0}, cache, {"a": 1.0}))
+    assert found["dice"].iloc[1] - found["gain"].iloc[1] == pytest.approx(plain)
+    (_, masks), *_ = ensemble.vote_images([fold_model], [name], "oof", {"a": 1.0}, 0.5, postprocess=["largest"])
+    assert dice_of_masks(masks, cache.read(name).truth).mean() == pytest.approx(found["dice"].iloc[1])
+
+
 def test_quantisation_hardly_changes_the_dice(tmp_path):
     store = ProbabilityStore(tmp_path)
     differences = []

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.augment import affine, flip, transform_matrix
 from utils.data.cache import make_entry
 from utils.data.competition import HAND_BONES, read_annotation, read_index
+from utils.data.warping import affine, flip, transform_matrix
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw

@@ -29,7 +29,7 @@ EXPORT = {
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run's folder in which 01, 02, 03 and 04 (two folds, and everything), 05, 06, 07 and 10 were executed in turn."""
+    """A run's folder in which 01, 02, 03 and 04 (two folds and all), 05, 06, 07 and 10 were executed in turn."""
     folder = tmp_path_factory.mktemp("run")
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [

@@ -47,6 +47,43 @@ def test_misspelt_profiles_and_keys_name_the_nearest(tmp_path):
     assert "unknown key 'sample.image_sise': did you mean sample.image_size" in text
 
 
+def test_a_model_may_start_from_another_one(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text(
+        "folds: [1]\ntrain: {epochs: 5, init_checkpoint: ''}\nmodels:\n"
+        "  large: {after: middle, lr: 1.0e-4, image_size: 1024}\n"
+        "  middle: {after: small, image_size: 512}\n"
+        "  small: {architecture: unet, image_size: 256, init_checkpoint: 'outputs/old/fold{fold}'}\n"
+    )
+    with pytest.raises(ProfileError, match=r"train\.init_checkpoint: set by the run itself"):
+        steps(path, "ladder", "data/sample")
+    path.write_text(path.read_text().replace(", init_checkpoint: ''", ""))
+    planned = {step.name: step for step in steps(path, "ladder", "data/sample")}
+    trained = [name for name in planned if name.startswith("03_train")]
+    assert trained == [f"03_train/{model}/fold1" for model in ("small", "middle", "large")]
+    assert [planned[name].after for name in trained] == [[], trained[:1], trained[1:2]]
+    parameters = [planned[name].parameters for name in trained]
+    assert [p["image_size"] for p in parameters] == [256, 512, 1024]
+    assert [p["architecture"] for p in parameters] == ["unet"] * 3 and parameters[2]["lr"] == 1e-4
+    assert [p["init_checkpoint"] for p in parameters] == [
+        "outputs/old/fold{fold}",
+        "outputs/ladder/03_train/small/fold{fold}/best",
+        "outputs/ladder/03_train/middle/fold{fold}/best",
+    ]
+    assert [len(p) for p in parameters[1:]] == [8, 9] and "after" not in parameters[0]
+
+
+def test_ladders_that_lead_nowhere_are_refused(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text("models: {a: {after: b}, b: {after: a}, c: {after: cc}, d: {}, e: {after: d, encoder: vgg11}}\n")
+    with pytest.raises(ProfileError) as caught:
+        steps(path, "ladder", "data/sample")
+    found = "\n".join(caught.value.problems)
+    assert "models.a: after leads in a circle, a ← b ← a" in found
+    assert "models.c: unknown model in after 'cc': did you mean c" in found
+    assert "models.e.encoder: leave it out; it is that of d" in found
+
+
 def test_run_names():
     assert run_name("sample", None) == "sample"
     assert run_name("sample", "/a/b/nuclei") == "sample-nuclei"
@@ -212,6 +249,22 @@ def test_force_runs_everything_again_and_makes_the_cache_anew(fake):
     steps = {line.partition(" ")[0] for line in new}
     assert status == 0 and steps == {"01_eda", "03_train/thin/fold0", "04_inference_tta/thin/fold0", "05_ensemble"}
     assert not (fake.run / "cache").exists()
+
+
+def test_a_ladder_runs_in_order_and_again_from_a_changed_step(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "models: {", "models: {top: {after: thin, lr: 1e-4}, ")
+    status, output, new = fake.start()
+    assert status == 0, output
+    steps_run = list(dict.fromkeys(line.partition(" ")[0] for line in new))
+    assert set(steps_run) == {"03_train/top/fold0", "04_inference_tta/top/fold0", "05_ensemble"}
+    status, output, new = fake.start()
+    assert (status, new) == (0, []), output
+    fake.edit("notebooks/profiles/quick.yaml", "epochs: 6", "epochs: 7")
+    fake.edit("notebooks/profiles/quick.yaml", "lr: 1e-4}", "lr: 1e-4, epochs: 2}")
+    status, output, new = fake.start()
+    assert status == 0, output
+    started = list(dict.fromkeys(line.partition(" ")[0] for line in new if line.startswith("03_train")))
+    assert started == ["03_train/thin/fold0", "03_train/top/fold0"]
 
 
 PLUGIN = """

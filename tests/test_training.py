@@ -94,10 +94,15 @@ def test_a_damaged_resume_file_does_not_cost_the_training(data, tmp_path, capsys
     assert "can't be read" in capsys.readouterr().out
 
 
-def test_fold_minus_one_trains_on_everything(sample, tmp_path):
-    result = fit(small_data(sample, tmp_path / "cache", validation=0), tmp_path, epochs=1)
+def test_fold_minus_one_trains_on_everything_and_no_fold_starts_from_it(sample, data, tmp_path):
+    everything = small_data(sample, tmp_path / "cache", validation=0)
+    result = fit(everything, tmp_path, epochs=1)
     assert math.isnan(result.score) and result.val_dice.empty
     assert read_config(result.checkpoint).score is None
+    with pytest.raises(ModelError, match=r"\(fold -1\) was trained on .* leak"):
+        fitting.start_from(result.model, data, str(result.checkpoint))
+    people = fitting.start_from(result.model, everything, str(result.checkpoint))
+    assert len(people) == everything.train["ID"].nunique()
 
 
 def test_fine_tuning_starts_from_an_earlier_fold_model(data, tmp_path, trained):
@@ -136,6 +141,19 @@ def test_the_last_epoch_is_scored_whatever_validate_every_says(data, tmp_path):
     assert result.history["val_dice"].notna().tolist() == [False, False, True]
     result = fit(data, tmp_path / "b", epochs=3, validate_every=2)
     assert result.history["val_dice"].notna().tolist() == [False, True, True]
+
+
+def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs(data, tmp_path):
+    def last(epochs, **options):
+        name = tmp_path / f"{epochs}{len(options)}"
+        fit(data, name, epochs=epochs, schedule="constant", ema_decay=0, precision="32-true", **options)
+        return weights(name / "last")
+
+    two, three, averaged = last(2), last(3), last(3, swa_epochs=2)
+    for name, tensor in averaged.items():
+        wanted = (two[name] + three[name]) / 2 if tensor.is_floating_point() else three[name]
+        assert torch.allclose(tensor, wanted, atol=1e-6), name
+    assert not same(two, three)
 
 
 def test_early_stopping_counts_epochs(data, tmp_path):

@@ -81,6 +81,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "seed": ("int", Field(ge=0)),
     "lr": ("float", Field(gt=0)),
     "threshold": ("float", Field(gt=0, lt=1)),
+    "pseudo_labels": ("float", Field(ge=0, le=1)),
+    "vote": ("str", Field(pattern=r"^(soft|hard)$")),
     "device": ("str", Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")),
 }
 """Limits of the parameters with these names in every notebook: the type for which a limit holds, and the limit."""
@@ -239,7 +241,8 @@ def _problem(name: str, value: Any, kind: str, error: ValidationError) -> str:
     if first["type"].startswith(("greater_than", "less_than", "finite")):
         return f"{found}: must be {first['msg'].removeprefix('Input should be ')}"
     if first["type"] == "string_pattern_mismatch":
-        return f"{found}: must be one of auto, cpu, cuda, cuda:0, cuda:1, …"
+        names = {"device": "auto, cpu, cuda, cuda:0, cuda:1, …", "vote": "soft, hard"}
+        return f"{found}: must be one of {names[name]}"
     scalar = isinstance(value, bool | int | float | str)
     hints = {
         "str": f"with papermill, `-r {name} {value}` passes it as text",

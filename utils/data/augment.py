@@ -11,7 +11,7 @@ import numpy as np
 from utils.data.augmentation import Augmentation, changed
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.mixing import cut_mix, paste_bones
-from utils.data.warping import affine, draw_field, flip, transform_matrix, warp
+from utils.data.warping import affine, cut, draw_corner, draw_field, flip, transform_matrix, warp
 from utils.data.wrist import draw_bend, find_wrist
 from utils.errors import Problems
 from utils.masks.sparse import Patches, SparseMaps
@@ -47,25 +47,30 @@ class Augmenter:
         label: SparseMaps,
         rng: np.random.Generator,
         other: Callable[[], tuple[np.ndarray, SparseMaps]] | None = None,
+        crop: int = 0,
+        on_wrist: bool = False,
     ) -> tuple[np.ndarray, SparseMaps]:
         """The augmented image, uint8 (h, w[, 3]), and its soft labels.
 
-        other: gives another training image with its labels; without it, nothing is mixed.
+        other: gives another training image with its labels; without it, nothing is mixed. crop: side of the square that
+        is cut out of the moved image, 0 for all of it. on_wrist: whether it lies around the wrist, or anywhere.
         """
         settings = self.settings
-        image, patches = self._move(image, label, rng)
+        image, patches = self._move(image, label, rng, crop, on_wrist)
         if other and settings.copy_paste and rng.random() < settings.copy_paste:
             donor, bones = other()
             image, patches = paste_bones(image, patches, donor, bones.patches(), rng)
         if other and settings.cutmix and rng.random() < settings.cutmix:
-            image, patches = cut_mix(image, patches, *self._move(*other(), rng), rng)
+            image, patches = cut_mix(image, patches, *self._move(*other(), rng, crop, on_wrist), rng)
         if self.grey_values is not None:
             self.grey_values.set_random_seed(int(rng.integers(2**32)))
             image = self.grey_values(image=image.copy())["image"]  # AutoContrast writes into a grey input
         return np.ascontiguousarray(image), SparseMaps.from_patches(image.shape[:2], patches)
 
-    def _move(self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator) -> tuple[np.ndarray, Patches]:
-        """Flip, then all other changes of geometry in one resampling."""
+    def _move(
+        self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator, crop: int, on_wrist: bool
+    ) -> tuple[np.ndarray, Patches]:
+        """Flip, then all other changes of geometry, and the crop, in one resampling."""
         settings, grid = self.settings, image.shape[:2]
         patches = label.patches()
         if rng.random() < settings.hflip:
@@ -73,11 +78,20 @@ class Augmenter:
             patches = [patches[number] for number in self.rule.order] or patches
         matrix = self._draw_matrix(grid, rng)
         field = draw_field(grid, settings.elastic_shift, rng) if rng.random() < settings.elastic else None
-        wrist = find_wrist(patches, self.classes) if settings.wrist_bend else None
-        bend = draw_bend(wrist, settings.wrist_bend, rng) if wrist else None
+        wrist = find_wrist(patches, self.classes) if settings.wrist_bend or on_wrist else None
+        bend = draw_bend(wrist, settings.wrist_bend, rng) if wrist and settings.wrist_bend else None
+        still = field is None and bend is None and np.array_equal(matrix, np.eye(2, 3))
+        if crop:
+            centre = matrix @ (*wrist.centre, 1) if wrist and on_wrist else None
+            top, left = draw_corner(grid, crop, rng, centre)
+            if still:
+                return cut(image, patches, (top, left), crop)
+            matrix[:, 2] -= left, top
+            field = field[top : top + crop, left : left + crop] if field is not None else None
+            grid = crop, crop
         if field is not None or bend:
-            return warp(image, patches, matrix, field, bend)
-        return (image, patches) if np.array_equal(matrix, np.eye(2, 3)) else affine(image, patches, matrix)
+            return warp(image, patches, matrix, field, bend, grid)
+        return (image, patches) if still else affine(image, patches, matrix, grid)
 
     def _draw_matrix(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Rotation and scale about the centre, then a shift: float64 (2, 3) from old to new pixel coordinates."""

@@ -1,7 +1,7 @@
 """Make batches of cached images; all random numbers derive from (seed, epoch, index), whatever the workers."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.data.augment import Augmenter
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
+from utils.data.warping import cut, draw_corner
+from utils.data.wrist import find_wrist, has_wrist
+from utils.errors import Problems
 from utils.masks.sparse import SparseMaps
 
 
@@ -21,23 +24,35 @@ class TrainingSet(Dataset):
     """Augmented training samples, looked up by (epoch, index), so that no worker needs a random state of its own.
 
     A sample is `image` uint8 (channels, h, w), channels 1 or 3, and `label`, SparseMaps on the same grid, 255 = full
-    coverage. `augmenter` may also give dense labels, uint8 (classes, h, w).
+    coverage. `augmenter` may also give dense labels, uint8 (classes, h, w). crop: side of the random crop that is taken
+    of each image, 0 for whole images. wrist_crops: number of further samples, crops around the wrist of random images.
     """
 
-    def __init__(self, cache: Cache, names: list[str], augmenter: Callable, seed: int):
+    def __init__(
+        self, cache: Cache, names: list[str], augmenter: Callable, seed: int, crop: int = 0, wrist_crops: int = 0
+    ):
         self.cache, self.names, self.augmenter, self.seed = cache, names, augmenter, seed
+        self.crop, self.wrist_crops = crop, wrist_crops
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.names)
+        """Number of samples: one for each image, and the crops around wrists."""
+        return len(self.names) + self.wrist_crops
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | SparseMaps]:
         """The sample of (epoch, index)."""
         epoch, index = key
-        entry = self.cache.read(self.names[index])
         rng = np.random.default_rng((self.seed, epoch, index))
-        mixed = {"other": lambda: self._draw_other(rng)} if isinstance(self.augmenter, Augmenter) else {}
-        image, label = self.augmenter(entry.image, entry.label, rng, **mixed)
+        on_wrist = index >= len(self.names)
+        entry = self.cache.read(self.names[int(rng.integers(len(self.names))) if on_wrist else index])
+        image, label, more = entry.image, entry.label, {}
+        if isinstance(self.augmenter, Augmenter):  # it cuts after rotating, so that no corner of a crop is black
+            more = {"other": lambda: self._draw_other(rng), "crop": self.crop, "on_wrist": on_wrist}
+        elif self.crop:
+            wrist = find_wrist(label.patches(), self.cache.classes) if on_wrist else None
+            corner = draw_corner(image.shape[:2], self.crop, rng, wrist.centre if wrist else None)
+            image, patches = cut(image, label.patches(), corner, self.crop)
+            label = SparseMaps.from_patches(image.shape[:2], patches)
+        image, label = self.augmenter(image, label, rng, **more)
         label = label if isinstance(label, SparseMaps) else SparseMaps.from_dense(label)
         return {"image": channels_first(image), "label": label}
 
@@ -153,7 +168,10 @@ class FoldData:
 
     cache: built, at the network's resolution. train, validation: rows of the index (ID, image_name); validation may be
     empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. sampler: any torch sampler over the
-    rows of `train`; None takes each image once per epoch.
+    rows of `train`; None takes each image once per epoch. crop: side of a random crop that is taken of each image for
+    training, pixels of the cache, 0 for whole images. wrist_crops: further crops around the wrist in each epoch, as a
+    share of the images (not with a sampler). known: hashed people that the labels of some images were learnt from.
+    Raises Problems for crops that can't be made.
     """
 
     cache: Cache
@@ -162,10 +180,40 @@ class FoldData:
     fold: int = -1
     flip: FlipRule = ANY_FLIP
     sampler: Sampler | None = None
+    crop: int = 0
+    wrist_crops: float = 0.0
+    known: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse crops that can't be made."""
+        check_crops(self.crop, self.wrist_crops, self.cache.grid[0], self.cache.classes)
+
+    @property
+    def side(self) -> int:
+        """Side of a training sample, pixels."""
+        return self.crop or self.cache.grid[0]
+
+    @property
+    def around_wrists(self) -> int:
+        """Number of crops around wrists in an epoch."""
+        return round(self.wrist_crops * len(self.train))
 
     def samples(self) -> int:
         """Samples per epoch, before the last batch is filled."""
-        return len(self.train) if self.sampler is None else len(self.sampler)
+        return len(self.train) + self.around_wrists if self.sampler is None else len(self.sampler)
+
+
+def check_crops(crop: int, wrist_crops: float, image_size: int, classes: Sequence[str]) -> None:
+    """Raise Problems for crops that do not fit the images, and for wrists in data that has none."""
+    problems = []
+    if crop and not 32 <= crop < image_size:
+        problems.append(f"crop = {crop}: expected 0 (whole images), or from 32 to less than image_size = {image_size}")
+    if wrist_crops < 0 or (wrist_crops and not crop):
+        problems.append(f"wrist_crops = {wrist_crops}: expected 0, or a share of the images beside a crop above 0")
+    if wrist_crops and not has_wrist(classes):
+        problems.append(f"wrist_crops = {wrist_crops}: the classes have no Radius, Ulna and carpals; leave it at 0")
+    if problems:
+        raise Problems("these parameters can't be used:", problems)
 
 
 def training_loader(
@@ -173,8 +221,9 @@ def training_loader(
 ) -> DataLoader:
     """Batches for training; the same with any number of workers. `augmenter`: see `data.augment`."""
     names = data.train["image_name"].tolist()
-    sampler = EpochSampler(len(names), batch_size, seed, data.sampler)
-    return _loader(TrainingSet(data.cache, names, augmenter, seed), batch_size, num_workers, sampler=sampler)
+    samples = TrainingSet(data.cache, names, augmenter, seed, data.crop, data.around_wrists)
+    sampler = EpochSampler(len(samples), batch_size, seed, data.sampler)
+    return _loader(samples, batch_size, num_workers, sampler=sampler)
 
 
 def plain_loader(cache: Cache, names: list[str], batch_size: int, num_workers: int = 0) -> DataLoader:

@@ -6,6 +6,9 @@ import numpy as np
 from utils.data.wrist import moments
 from utils.masks.sparse import Patch, Patches
 
+Middles = tuple[np.ndarray, np.ndarray]
+"""Centre of mass (x, y) of all labels, of the donor and of the image that gets its bones."""
+
 COPIED = 0.3
 """Share of the bones that are replaced in an image in which bones are replaced."""
 SIMILAR = 0.7
@@ -41,7 +44,9 @@ def _is_whole(patch: Patch, grid: tuple[int, int]) -> bool:
     return bool(inside and values.any())
 
 
-def _paste(image: np.ndarray, patches: Patches, donor: np.ndarray, donor_patches: Patches, number: int, middles):
+def _paste(
+    image: np.ndarray, patches: Patches, donor: np.ndarray, donor_patches: Patches, number: int, middles: Middles
+) -> Patch:
     """Write one bone into `image`; its new patch."""
     old, corner = patches[number]
     rim = max(2, min(image.shape[:2]) // 128)
@@ -73,7 +78,9 @@ def _paste(image: np.ndarray, patches: Patches, donor: np.ndarray, donor_patches
     return np.rint(label).astype(np.uint8), (y, x)
 
 
-def _align(donor: Patch, target: Patch, middles, before: np.ndarray, corner: tuple[int, int]):
+def _align(
+    donor: Patch, target: Patch, middles: Middles, before: np.ndarray, corner: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray] | None:
     """The matrix that lays a donor's bone over the old one (onto the window at `corner`), and its label there.
 
     Centres of mass and both axes of the bones are made equal. There are four ways to do this, because either axis may
@@ -124,7 +131,7 @@ def cut_mix(
     return image, [_replaced(*pair, box, size) for pair in zip(patches, other_patches, strict=True)]
 
 
-def _replaced(old: Patch, new: Patch, corner: tuple[int, int], size: tuple[int, int]):
+def _replaced(old: Patch, new: Patch, corner: tuple[int, int], size: tuple[int, int]) -> Patch:
     boxes = [(y, x, y + p.shape[0], x + p.shape[1]) for p, (y, x) in (old, new) if p.size]
     if not boxes:
         return old

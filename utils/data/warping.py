@@ -37,6 +37,23 @@ def cut(image: np.ndarray, patches: Patches, corner: tuple[int, int], side: int)
     return image[top : top + side, left : left + side], inside
 
 
+def draw_corner(
+    grid: tuple[int, int], side: int, rng: np.random.Generator, centre: np.ndarray | None = None
+) -> tuple[int, int]:
+    """The corner (top, left) of a random square of `side` pixels in an image of size `grid` (h, w).
+
+    centre: the position (x, y) that the square's centre is at most a quarter of its side away from, along each axis, as
+    far as the image reaches; None for a square anywhere.
+    """
+    room = np.array(grid) - side
+    if centre is None:
+        top, left = rng.integers(room + 1)
+    else:
+        wanted = np.array(centre[::-1]) + rng.uniform(-0.25, 0.25, 2) * side - side / 2
+        top, left = np.clip(np.rint(wanted), 0, room)
+    return int(top), int(left)
+
+
 def affine(
     image: np.ndarray, patches: Patches, matrix: np.ndarray, grid: tuple[int, int] = ()
 ) -> tuple[np.ndarray, Patches]:

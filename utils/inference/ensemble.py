@@ -11,6 +11,7 @@ import torch
 
 from utils.files import read_json, resolve, shown
 from utils.inference.in_order import in_order
+from utils.inference.postprocess import build_postprocess
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
@@ -74,13 +75,7 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         ValueError: if there is no fold model, if fold models disagree about the image's full size or the number of
             classes, or if there are not as many weights as fold models or as many thresholds as classes.
     """
-    if not stored:
-        raise ValueError("no fold model votes; expected the stored probabilities of at least one")
-    size = stored[0].size
-    if any(s.size != size for s in stored):
-        raise ValueError(
-            f"fold models disagree about the image's size: {sorted({s.size for s in stored})}; their data differ"
-        )
+    size = _common_size(stored)
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     grids = [fold_model.regions.grid for fold_model in stored]
     totals: dict[tuple[int, int], float] = {}
@@ -95,6 +90,41 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
             region += patch * np.float32(share / LEVELS)
         runs.append(_vote_class(means, totals, limit, size))
     return rle.to_strings(runs)
+
+
+def hard_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
+    """Vote on one image by masks: a pixel is in a mask if fold models with more than half of all weight say so.
+
+    Each fold model's mask is its upsampled probability above the threshold. Arguments, result and errors are those of
+    `soft_vote`. The masks are counted as runs, without pixels.
+    """
+    size = _common_size(stored)
+    masks = [
+        upsampling.mask_runs(s.regions.dense().astype(np.float32) / np.float32(LEVELS), size, threshold) for s in stored
+    ]
+    limit = sum(weights) / 2 + 1e-9  # sums of weights that are equal but for rounding are a tie, and a tie is no
+    runs = []
+    for of_class in zip(*masks, strict=True):
+        position = np.concatenate([edges for mask in of_class for edges in mask])
+        counts = [len(edges) for mask in of_class for edges in mask]
+        change = np.repeat([sign * weight for weight in weights for sign in (1, -1)], counts)
+        position, place = np.unique(position, return_inverse=True)
+        inside = np.cumsum(np.bincount(place, change, len(position))) > limit
+        edges = position[np.flatnonzero(np.diff(inside, prepend=False))]
+        runs.append((edges[::2], edges[1::2]))
+    return rle.to_strings(runs)
+
+
+VOTES = {"soft": soft_vote, "hard": hard_vote}
+
+
+def _common_size(stored: Sequence[Stored]) -> tuple[int, int]:
+    if not stored:
+        raise ValueError("no fold model votes; expected the stored probabilities of at least one")
+    sizes = {s.size for s in stored}
+    if len(sizes) > 1:
+        raise ValueError(f"fold models disagree about the image's size: {sorted(sizes)}; their data differ")
+    return stored[0].size
 
 
 def _vote_class(
@@ -128,15 +158,19 @@ def vote_images(
     weights: dict[str, float],
     threshold: float | Sequence[float],
     folds: dict[str, int] | None = None,
+    vote: str = "soft",
+    postprocess: Sequence[str] = (),
     threads: int = 0,
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the RLE per class of each image; `split` is "test" or "oof" (out of fold).
 
     weights: by model; 0 or a missing name leaves a model out. folds: with "oof", the fold of each image; only the fold
-    models of this fold vote, which never saw the person. threads: 0 for as many as torch uses, which in a run is the
-    profile's `threads`. Raises ValueError for an image on which no fold model votes.
+    models of this fold vote, which never saw the person. vote: "soft" or "hard". postprocess: steps that follow, see
+    `inference.postprocess`. threads: 0 for as many as torch uses, which in a run is the profile's `threads`. Raises
+    ValueError for an image on which no fold model votes.
     """
     threads = threads or torch.get_num_threads()
+    decide, tidy = VOTES[vote], build_postprocess(postprocess)
 
     def one(name: str) -> tuple[str, list[str]]:
         voters = [m for m in fold_models if weights.get(m.model, 0) > 0 and (folds is None or m.fold == folds[name])]
@@ -145,7 +179,8 @@ def vote_images(
             asked = f"with a weight above 0 in {weights}" + (f", of fold {folds[name]}" if folds is not None else "")
             raise ValueError(f"{name}: no fold model votes; expected one {asked}; the fold models are {known}")
         stored = [getattr(m, split).read(name) for m in voters]
-        return name, soft_vote(stored, [weights[m.model] for m in voters], threshold)
+        masks = decide(stored, [weights[m.model] for m in voters], threshold)
+        return name, tidy(masks, stored[0].size)
 
     with closing(in_order(one, names, threads, ahead=2 * threads)) as votes:
         yield from votes

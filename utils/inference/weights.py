@@ -8,6 +8,7 @@ import pandas as pd
 
 from utils.data.cache import Cache
 from utils.inference.ensemble import FoldModel, vote_images
+from utils.inference.postprocess import build_postprocess
 from utils.masks.dice import dice_of_masks, dice_table, mean_dice
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
@@ -30,9 +31,10 @@ def out_of_fold_dice(
     cache: Cache,
     weights: dict[str, float],
     threshold: float | Sequence[float] = 0.5,
+    vote: str = "soft",
 ) -> pd.DataFrame:
     """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
-    votes = vote_images(fold_models, images, "oof", weights, threshold, images)
+    votes = vote_images(fold_models, images, "oof", weights, threshold, images, vote)
     return dice_table({name: dice_of_masks(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
 
 
@@ -57,10 +59,11 @@ def choose_thresholds(
     cache: Cache,
     weights: dict[str, float],
     fixed: float = 0.5,
+    vote: str = "soft",
 ) -> Thresholds:
     """Thresholds per class from the out-of-fold Dice of `images`, with a cross-fitted estimate of the gain."""
     candidates = sorted({*THRESHOLDS, fixed})
-    tables = [out_of_fold_dice(fold_models, images, cache, weights, t) for t in candidates]
+    tables = [out_of_fold_dice(fold_models, images, cache, weights, t, vote) for t in candidates]
     dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
     at_fixed = candidates.index(fixed)
     fold_of = tables[0].index.map(images).to_numpy()
@@ -72,6 +75,38 @@ def choose_thresholds(
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
     curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
     return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
+
+
+CANDIDATES = (["largest"], ["fill_holes"], ["min_area 100"])
+"""Post-processing that `judge_postprocess` tries beside the chosen steps."""
+
+
+def judge_postprocess(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    weights: dict[str, float],
+    threshold: float | Sequence[float],
+    vote: str = "soft",
+    chosen: Sequence[str] = (),
+) -> pd.DataFrame:
+    """What post-processing is worth out of fold, with one row for the `chosen` steps and each of CANDIDATES.
+
+    Columns: steps, dice, gain (over no steps) and changed (masks, of images × classes). Each image is voted on once.
+    """
+    trials = [list(chosen), *(steps for steps in CANDIDATES if steps != list(chosen))] if chosen else list(CANDIDATES)
+    plain, dice, changed = [], [[] for _ in trials], [0] * len(trials)
+    for name, masks in vote_images(fold_models, images, "oof", weights, threshold, images, vote):
+        entry = cache.read(name)
+        plain.append(dice_of_masks(masks, entry.truth))
+        for number, steps in enumerate(trials):
+            tidied = build_postprocess(steps)(masks, entry.size)
+            differs = [a != b for a, b in zip(masks, tidied, strict=True)]
+            changed[number] += sum(differs)
+            dice[number].append(dice_of_masks(tidied, entry.truth) if any(differs) else plain[-1])
+    means = [float(np.mean(scores)) for scores in dice]
+    rows = zip(map(", ".join, trials), means, np.array(means) - np.mean(plain), changed, strict=True)
+    return pd.DataFrame(rows, columns=["steps", "dice", "gain", "changed"])
 
 
 @dataclass(frozen=True)
@@ -90,7 +125,11 @@ class Weights:
 
 
 def choose_weights(
-    fold_models: Sequence[FoldModel], images: dict[str, int], cache: Cache, threshold: float | Sequence[float] = 0.5
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    threshold: float | Sequence[float] = 0.5,
+    vote: str = "soft",
 ) -> Weights:
     """Choose each model's weight by out-of-fold Dice, and estimate the Dice to expect on new people.
 
@@ -104,6 +143,7 @@ def choose_weights(
         images: name and fold of each image, see `shared_images`.
         cache: the built cache, at any resolution, for the true masks of the images.
         threshold: of the vote, 0 to 1, one number or one per class.
+        vote: "soft" or "hard".
 
     Returns:
         The weights by model (multiples of 1/PICKS or of 1 / a smaller number of picks, with sum 1; all 1.0 if there is
@@ -120,9 +160,8 @@ def choose_weights(
     def dice(picks: Sequence[int]) -> pd.DataFrame:
         counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
         if counts not in voted:
-            voted[counts] = out_of_fold_dice(
-                fold_models, images, cache, dict(zip(models, counts, strict=True)), threshold
-            )
+            weights = dict(zip(models, counts, strict=True))
+            voted[counts] = out_of_fold_dice(fold_models, images, cache, weights, threshold, vote)
         return voted[counts]
 
     def select(rows: np.ndarray) -> tuple[int, ...]:
@@ -181,6 +220,7 @@ def weigh_models(
     weights: Sequence[float],
     tune: bool,
     threshold: float,
+    vote: str = "soft",
 ) -> Vote:
     """Each model's weight with the scores: `weights` in the order of `models` if given, else tuned or equal.
 
@@ -190,14 +230,14 @@ def weigh_models(
     given = model_weights(fold_models, models, weights)
     if not images:
         return Vote(given, {}, None, "no image can be scored by all models, so there is no out-of-fold score")
-    tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold) for name in given}
+    tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold, vote) for name in given}
     crossed, summary = None, ""
     if tune and not weights:
-        chosen = choose_weights(fold_models, images, cache, threshold)
+        chosen = choose_weights(fold_models, images, cache, threshold, vote)
         given, tables["ensemble"], crossed = chosen.best, chosen.dice, chosen.crossed
         summary = f"equal weights {chosen.equal:.4f}, chosen on the other folds {crossed:.4f}; "
     else:
-        tables["ensemble"] = out_of_fold_dice(fold_models, images, cache, given, threshold)
+        tables["ensemble"] = out_of_fold_dice(fold_models, images, cache, given, threshold, vote)
     dice = {name: mean_dice(table) for name, table in tables.items()}
     best = max(given, key=dice.get)
     summary += f"{len(images)} images: ensemble {dice['ensemble']:.4f}, {best} alone {dice[best]:.4f}"

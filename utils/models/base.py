@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import unknown
+from utils.models.windows import sliding_windows
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and labels, float (N, classes, H, W), to a scalar."""
@@ -32,11 +33,14 @@ class PaddedModel(nn.Module):
     loss of its own has a method `training_loss(image, label, loss)`; all others are trained on their logits.
 
     mean, std: of the normalisation that the network expects, one number per channel for images from 0 to 1. They are
-    ImageNet's unless encoder weights that need others were loaded. made_from: the arguments of `build_model`.
+    ImageNet's unless encoder weights that need others were loaded. made_from: the arguments of `build_model`. window:
+    side of the crops it was trained on, pixels, 0 for whole images; in evaluation mode, larger images are then seen in
+    windows of this size, see `models.windows`.
     """
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    window: int = 0
     made_from: dict[str, Any]
 
     def __init__(self, network: nn.Module, multiple: int):
@@ -46,6 +50,11 @@ class PaddedModel(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits at the size of the input."""
+        if self.window and not self.training and max(image.shape[-2:]) > self.window:
+            return sliding_windows(self._at_once, image, self.window)
+        return self._at_once(image)
+
+    def _at_once(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
         return self.network(self._pad(image, "replicate"))[..., :height, :width]
 

@@ -44,8 +44,9 @@ class Config:
     """Everything needed to build the network again and to use it as it was validated.
 
     architecture: its registered name, "" for a network that was given inline. options: the architecture's own, such as
-    decoder_channels. image_size: side of the square the images were shrunk to, pixels. mean, std: of the normalisation,
-    on the scale 0 to 1. plugin, plugin_sha256: the file that registered the architecture, as `plugins` named it.
+    decoder_channels. image_size: side of the square the images were shrunk to, pixels. window: side of the crops it was
+    trained on, 0 for whole images. mean, std: of the normalisation, on the scale 0 to 1. plugin, plugin_sha256: the
+    file that registered the architecture, as `plugins` named it.
     precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
     each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
     hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
@@ -61,6 +62,7 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     mean: list[float] = field(default_factory=lambda: list(PaddedModel.mean))
     std: list[float] = field(default_factory=lambda: list(PaddedModel.std))
+    window: int = 0
     plugin: str = ""
     plugin_sha256: str = ""
     precision: str = "32-true"
@@ -209,15 +211,14 @@ def build_network(config: Config, where: str = "") -> PaddedModel:
     if config.plugin_sha256 not in ("", found):
         was = f"SHA-256 {config.plugin_sha256[:8]}, now {found[:8]}"
         print(f"{config.plugin} has changed since {where} was trained ({was}): does it still build the same network?")
+    side = config.window or config.image_size
     try:
-        model = build_model(
-            config.architecture, len(config.classes), config.encoder, image_size=config.image_size, **config.options
-        )
+        model = build_model(config.architecture, len(config.classes), config.encoder, image_size=side, **config.options)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{where} holds no network that can be built: {error}") from error
-    model.mean, model.std = config.mean, config.std
+    model.mean, model.std, model.window = config.mean, config.std, config.window
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from utils.files import ROOT, read_json, shown, write_json, write_text
+from utils.files import ROOT, read_json, write_json, write_text
 from utils.params import WITHOUT_EFFECT
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
 from utils.pipeline.run_notebook import set_aside
@@ -59,6 +59,7 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     about = {
         "data_dir": data_dir,
         "models": list(profile.models),
+        "after": {name: [model["after"]] for name, model in profile.models.items() if "after" in model},
         "folds": profile.folds,
         "threads": profile.threads,
         "steps": [step.name for step in planned],

@@ -17,9 +17,10 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
-from utils.data.loader import FoldData
+from utils.data.loader import FoldData, check_crops
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve
+from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
 from utils.sample.generator import ensure_sample
@@ -80,9 +81,13 @@ class Run:
         path = self.data_dir / "solution.csv"
         return path if path.exists() else None
 
-    def cache(self, image_size: int, labels: str = "soft") -> Cache:
-        """The built cache at `image_size` × `image_size` pixels; `labels` is a key of `data.cache.RESAMPLE`."""
-        cache = Cache(self.output_dir / "cache", self.table, self.classes, image_size, labels)
+    def cache(self, image_size: int, labels: str = "soft", extra: pd.DataFrame | None = None) -> Cache:
+        """The built cache at `image_size` × `image_size` pixels; `labels` is a key of `data.cache.RESAMPLE`.
+
+        extra: rows of further images, see `pipeline.extra_data`.
+        """
+        table = self.table if extra is None else pd.concat([self.table, extra], ignore_index=True)
+        cache = Cache(self.output_dir / "cache", table, self.classes, image_size, labels)
         cache.build(Progress("caching"))
         return cache
 
@@ -93,12 +98,23 @@ class Run:
         labels: str = "soft",
         flip: str = "on",
         flip_pairs: Sequence[Sequence[str]] = (),
+        crop: int = 0,
+        wrist_crops: float = 0.0,
+        extra_data: str = "",
     ) -> FoldData:
-        """The images of one fold; the other arguments are those of `cache` and of `data.flip.flip_rule`."""
+        """The images of one fold; the other arguments are those of `cache`, `data.flip.flip_rule` and `FoldData`.
+
+        extra_data: a data folder whose training images are trained on, too, see `pipeline.extra_data`.
+        """
+        check_crops(crop, wrist_crops, image_size, self.classes)
         train, validation = split_fold(self.table, self.folds, fold)
-        cache = self.cache(image_size, labels)
+        extra, known = None, []
+        if extra_data:
+            extra, known = read_extra_data(extra_data, fold, self.table, validation, self.classes)
+            train = pd.concat([train, extra], ignore_index=True)
+        cache = self.cache(image_size, labels, extra)
         rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
-        return FoldData(cache, train, validation, fold, rule)
+        return FoldData(cache, train, validation, fold, rule, crop=crop, wrist_crops=wrist_crops, known=known)
 
 
 def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:

@@ -2,7 +2,8 @@
 
 A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
 of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07; `parameters` go to every
-notebook that declares them.
+notebook that declares them. A model may also have `after: <another model>`: it starts from that model's weights of the
+same fold, once it is trained, and takes over its parameters but for those that it names itself.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from utils.data.augmentation import read_augmentation
 from utils.errors import Problems, unknown
 from utils.files import ROOT, resolve, shown
+from utils.inference.postprocess import build_postprocess
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
 
 NOTEBOOKS = {
@@ -25,6 +27,9 @@ NOTEBOOKS = {
     "analysis": "07_analysis",
 }
 """The notebook of each section."""
+
+NETWORK = ("architecture", "encoder", "model_options")
+"""Parameters of 03 that make a network, which one that starts from another's weights must share."""
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
@@ -131,7 +136,10 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     parameter that a notebook does not declare or that is not of the declared type.
     """
     profile, problems = read_profile(path), []
-    plan = list(_plan(profile, run, data_dir))
+    chains = _chains(profile.models, problems)
+    if problems:
+        raise ProfileError(path, problems)
+    plan = list(_plan(profile, chains, run, data_dir))
     notebooks = {section: _declared(NOTEBOOKS[section], problems) for section in dict.fromkeys(s for s, *_ in plan)}
     known = {name for parameters in notebooks.values() for name in parameters}
     for name in profile.parameters:
@@ -157,12 +165,14 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
 
 
 def _nested(values: Section) -> list[str]:
-    """What is wrong inside the dictionary `augment`, whose names a notebook does not declare one by one."""
-    try:
-        read_augmentation(values["augment"] if isinstance(values.get("augment"), dict) else {})
-    except Problems as error:
-        return error.problems
-    return []
+    """What is wrong inside `augment` and `postprocess`, whose names a notebook does not declare one by one."""
+    problems = []
+    for name, kind, check in (("augment", dict, read_augmentation), ("postprocess", list, build_postprocess)):
+        try:
+            check(values[name] if isinstance(values.get(name), kind) else kind())
+        except Problems as error:
+            problems += error.problems
+    return problems
 
 
 def submitting(planned: list[Step]) -> Step:
@@ -180,7 +190,36 @@ def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
     return {}
 
 
-def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict[str, Section], Step, Section]]:
+def _chains(models: dict[str, Section], problems: list[str]) -> dict[str, list[str]]:
+    """For each model, earlier ones first: the models it builds on by `after`, one after the other, and itself."""
+    chains = {}
+    for name in models:
+        chain = [name]
+        while (earlier := models[chain[0]].get("after")) is not None:
+            if not isinstance(earlier, str) or earlier not in models:
+                problems.append(f"models.{chain[0]}: {unknown('model in after', str(earlier), models)}")
+                break
+            here, own = f"models.{chain[0]}", models[chain[0]]
+            if changed := [k for k in NETWORK if k in own and own[k] != models[earlier].get(k)]:
+                problems.append(f"{here}.{changed[0]}: leave it out; it is that of {earlier}, whose weights it takes")
+            chain.insert(0, earlier)
+            if earlier in chain[1:]:
+                problems.append(f"models.{name}: after leads in a circle, {' ← '.join(chain)}")
+                break
+        chains[name] = chain
+    return dict(sorted(chains.items(), key=lambda item: len(item[1])))
+
+
+def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section]:
+    """The parameters of the models of a chain, by their place in the file; later ones count. What a model starts from
+    is not what the models after it start from."""
+    other = {name: {"after"} if name == chain[-1] else {"after", "init_checkpoint"} for name in chain}
+    return {f"models.{m}": {k: v for k, v in models[m].items() if k not in other[m]} for m in chain}
+
+
+def _plan(
+    profile: Profile, chains: dict[str, list[str]], run: str, data_dir: str
+) -> Iterator[tuple[str, dict[str, Section], Step, Section]]:
     """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
     common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
     submission = {"submission": f"submissions/{run}.csv"}
@@ -190,10 +229,15 @@ def _plan(profile: Profile, run: str, data_dir: str) -> Iterator[tuple[str, dict
         yield "baseline", {"baseline": profile.baseline}, Step(name=NOTEBOOKS["baseline"]), own
     predicted = []
     for fold in profile.folds:
-        for model, parameters in profile.models.items():
+        for model, (*earlier, _) in chains.items():
             own = common | {"model": model, "fold": fold}
             trained, predict = (f"{NOTEBOOKS[s]}/{model}/fold{fold}" for s in ("train", "predict"))
-            yield "train", {"train": profile.train, f"models.{model}": parameters}, Step(name=trained), own
+            where = {"train": profile.train, **_sections(profile.models, [*earlier, model])}
+            before, start = [], {}
+            if earlier:
+                before = [f"{NOTEBOOKS['train']}/{earlier[-1]}/fold{fold}"]
+                start["init_checkpoint"] = f"outputs/{run}/{NOTEBOOKS['train']}/{earlier[-1]}/fold{{fold}}/best"
+            yield "train", where, Step(name=trained, after=before), own | start
             yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
             predicted.append(predict)
     if predicted:

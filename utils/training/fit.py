@@ -108,6 +108,7 @@ def fit(
     device, folder = choose_device(settings.device), Path(folder)
     model = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
     _check_parts(model, loss, optimizer, schedule)
+    model.window = data.crop
     try:
         return _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder, device)
     except Exception as error:
@@ -117,9 +118,7 @@ def fit(
             raise
         found = str(error).strip().splitlines()[0][:200]
     faults.free_memory()  # here, because the error held what the failed step had allocated
-    raise TrainingError(
-        faults.memory_advice(model, loss, settings, len(data.cache.classes), data.cache.grid[0], device, found)
-    )
+    raise TrainingError(faults.memory_advice(model, loss, settings, len(data.cache.classes), data.side, device, found))
 
 
 def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder: Path, device: torch.device) -> Trained:
@@ -129,7 +128,7 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
     delete_temporary(folder)
     for name in ("best", "last"):
         restore_checkpoint(folder / name)
-    people = set(hash_people(data.train["ID"]))
+    people = set(hash_people(data.train["ID"])) | set(data.known)
     if settings.init_checkpoint:
         people |= start_from(model, data, settings.init_checkpoint)
     elif settings.start_from_prior:
@@ -138,13 +137,14 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
     if settings.precision == "auto":
         untouched = replace(data, sampler=copy.deepcopy(data.sampler))
         sample = training_loader(untouched, augmenter, settings.batch_size, settings.seed)
-        shape, file = (settings.batch_size, data.cache.grid[0]), settings.precision_file or folder / "precision.json"
+        shape, file = (settings.batch_size, data.side), settings.precision_file or folder / "precision.json"
         precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
         settings = replace(settings, precision=precision.name)
     config = Config(
         precision=settings.precision,
         classes=data.cache.classes,
         image_size=data.cache.grid[0],
+        window=data.crop,
         fold=data.fold,
         flip=data.flip.allowed,
         flip_order=list(data.flip.order),
@@ -282,6 +282,7 @@ def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, setting
     names = [*data.train["image_name"], *data.validation["image_name"]]
     parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
     parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
+    parts |= {"crops": [data.crop, data.wrist_crops]}
     parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
     if settings.init_checkpoint:
         parts["start"] = dict(model.state_dict())

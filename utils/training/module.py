@@ -49,7 +49,8 @@ class Settings:
 
     init_checkpoint: folder of a checkpoint to start from; "" starts from the network's own weights, whose last bias is
     set to the class prior with `start_from_prior` (see `models.base`). ema_decay: of the averaged weights that are
-    validated and saved, warmed up from 0.1 so that short trainings profit; 0 switches averaging off. gradient_clip:
+    validated and saved, warmed up from 0.1 so that short trainings profit; 0 switches averaging off. swa_epochs: in so
+    many last epochs, the plain mean of the weights at their ends takes the place of those. gradient_clip:
     norm, 0 for none. early_stopping: epochs without a better validation Dice, 0 for never. validate_every: epochs
     between validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS`, or "auto" for
     the fastest here, which is measured once and kept in precision_file ("": precision.json in the training's folder).
@@ -66,6 +67,7 @@ class Settings:
     init_checkpoint: str = ""
     start_from_prior: bool = True
     ema_decay: float = 0.99
+    swa_epochs: int = 0
     gradient_clip: float = 0.0
     early_stopping: int = 0
     validate_every: int = 1
@@ -144,12 +146,17 @@ class TrainingModule(L.LightningModule):
         self.data, self.settings, self.folder = data, settings, folder
         self.names = data.validation["image_name"].tolist()
         self.average = (
-            AveragedModel(model, multi_avg_fn=_ema(settings.ema_decay), use_buffers=True)
+            AveragedModel(model, multi_avg_fn=_average(lambda n: _ema_share(settings.ema_decay, n)), use_buffers=True)
             if settings.ema_decay
             else None
         )
-        if self.average is not None:
-            self.average.requires_grad_(False)
+        self.swa = (
+            AveragedModel(model, multi_avg_fn=_average(lambda n: 1 / (n + 1)), use_buffers=True)
+            if settings.swa_epochs
+            else None
+        )
+        for average in filter(None, (self.average, self.swa)):
+            average.requires_grad_(False)
         self.history: list[dict] = []
         self.best = -1.0
         self.retries = 0
@@ -158,6 +165,8 @@ class TrainingModule(L.LightningModule):
 
     def validated_model(self) -> PaddedModel:
         """The network that is validated and saved: the averaged one where there is one."""
+        if self.swa is not None and int(self.swa.n_averaged):
+            return self.swa.module
         return self.average.module if self.average is not None else self.model
 
     def on_train_start(self) -> None:
@@ -192,10 +201,13 @@ class TrainingModule(L.LightningModule):
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Average the weights after each optimiser step."""
+    def on_train_batch_end(self, outputs: object, batch: object, index: int) -> None:
+        """Average the weights after each optimiser step, and at the end of each of the last epochs."""
         if self.average is not None and self.global_step > int(self.average.n_averaged):
             self.average.update_parameters(self.model)
+        last = self.current_epoch >= self.settings.epochs - self.settings.swa_epochs
+        if self.swa is not None and last and index + 1 == self.trainer.num_training_batches:
+            self.swa.update_parameters(self.model)
 
     def on_validation_epoch_start(self) -> None:
         """Stop here if the loss is not finite: what follows would be worth nothing."""
@@ -293,15 +305,20 @@ class TrainingModule(L.LightningModule):
         return mean
 
 
-def _ema(decay: float) -> Callable:
-    """Exponential average whose decay grows to `decay` over the first steps: min(decay, (1 + n) / (10 + n)).
+def _ema_share(decay: float, n: float) -> float:
+    """The new weights' share in an exponential average whose decay grows to `decay`: min(decay, (1 + n) / (10 + n)).
 
     Lightning's EMAWeightAveraging has a fixed decay, and keeps its weights where exact resume does not find them.
     """
+    return 1 - min(decay, (1 + n) / (10 + n))
+
+
+def _average(share: Callable[[float], float]) -> Callable:
+    """The function for AveragedModel that moves the average towards the new weights by `share(n)` of the way."""
 
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+            torch._foreach_lerp_(averaged, current, share(float(n)))
         else:  # batch norm's counters
             torch._foreach_copy_(averaged, current)
 

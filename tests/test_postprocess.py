@@ -1,0 +1,63 @@
+"""Post-processing on runs, against scipy's labels of the whole mask."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from utils.errors import Problems
+from utils.inference.postprocess import build_postprocess, pieces
+from utils.masks import rle
+
+MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+CORNERS = np.ones((3, 3))
+
+
+def largest(mask):
+    label, count = ndimage.label(mask, CORNERS)
+    areas = ndimage.sum_labels(mask, label, np.arange(1, count + 1))
+    return {rle.encode(label == n + 1) for n in np.flatnonzero(areas == areas.max())} if count else {""}
+
+
+def without_small(mask, pixels):
+    label, count = ndimage.label(mask, CORNERS)
+    areas = np.append(0, ndimage.sum_labels(mask, label, np.arange(1, count + 1)))
+    return mask & (areas >= pixels)[label]
+
+
+@given(mask=MASKS)
+@example(mask=np.ones((3, 4), bool))
+def test_pieces_are_those_of_the_pixels(mask):
+    _, _, piece, areas = pieces(rle.parse(rle.encode(mask)), mask.shape)
+    label, count = ndimage.label(mask, CORNERS)
+    assert len(areas) == count and len(set(piece)) == count
+    assert sorted(areas) == sorted(ndimage.sum_labels(mask, label, np.arange(1, count + 1)))
+
+
+@given(mask=MASKS, pixels=st.integers(1, 20))
+def test_steps_do_what_they_do_on_pixels(mask, pixels):
+    text = rle.encode(mask)
+    assert build_postprocess(["largest"])([text], mask.shape)[0] in largest(mask)
+    small = build_postprocess([f"min_area {pixels}"])([text], mask.shape)
+    assert small == [rle.encode(without_small(mask, pixels))]
+    filled = build_postprocess(["fill_holes"])([text], mask.shape)
+    assert filled == [rle.encode(ndimage.binary_fill_holes(mask))]
+
+
+def test_steps_follow_each_other_for_every_class():
+    ring, speck = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    ring[1:6, 1:6], ring[2:5, 2:5], ring[3, 3], ring[8, 8] = True, False, True, True
+    speck[0, 0] = True
+    whole = np.zeros((9, 9), bool)
+    whole[1:6, 1:6] = True
+    tidy = build_postprocess(["fill_holes", "largest", "min_area 2"])
+    assert tidy([rle.encode(ring), rle.encode(speck), ""], (9, 9)) == [rle.encode(whole), "", ""]
+    assert build_postprocess([])(["1 2"], (9, 9)) == ["1 2"]
+
+
+def test_wrong_steps_are_refused_with_the_nearest():
+    with pytest.raises(Problems) as caught:
+        build_postprocess(["larges", "min_area", "largest 3", "min_area -2"])
+    assert len(caught.value.problems) == 4 and "did you mean largest?" in caught.value.problems[0]

@@ -1,0 +1,100 @@
+"""Pseudo-labels of the test images: exact polygons, one folder for each fold, and no leak into validation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from tests.small import thin_config
+from utils.data.cache import Cache
+from utils.data.competition import DataError, read_annotation, read_classes, read_index
+from utils.data.loader import FoldData
+from utils.inference.ensemble import FoldModel, soft_vote
+from utils.inference.probabilities import LEVELS, ProbabilityStore
+from utils.inference.pseudo_labels import confidence, polygons, write_pseudo_labels
+from utils.masks import rle
+from utils.masks.labels import draw
+from utils.models.checkpoint import hash_people
+from utils.pipeline.open_run import Run
+
+
+@given(mask=arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14))))
+def test_polygons_draw_the_mask_with_its_holes_filled(mask):
+    drawn = draw(polygons(rle.encode(mask), mask.shape), mask.shape)
+    assert np.array_equal(drawn, ndimage.binary_fill_holes(mask))
+
+
+def test_confidence_is_the_dice_to_expect(tmp_path):
+    store = ProbabilityStore(tmp_path)
+
+    def sure(*values):
+        maps = np.zeros((2, 20, 20), np.float32)
+        for plane, value in zip(maps, values, strict=True):
+            plane[4:14, 4:14] = value
+        store.write("a.png", maps, (40, 40))
+        return confidence(store.read("a.png"), 0.5)
+
+    assert sure(1, 1) == sure(1, 0) == 1
+    p = round(0.6 * LEVELS) / LEVELS
+    assert sure(0.6, 0.6) == pytest.approx((200 * p + 1) / (100 * p + 101))
+    assert sure(0.4, 0.4) < 0.05
+
+
+@pytest.fixture(scope="module")
+def made(sample, tmp_path_factory):
+    """A run whose two folds' models predict the test images; fold 1's are less sure of the second one."""
+    folder = tmp_path_factory.mktemp("run")
+    table, classes = read_index(sample), read_classes(sample)
+    run = Run(sample, folder, "05_ensemble", table, classes, 2, 0)
+    cache = Cache(folder / "cache", table, classes, 64)
+    cache.build()
+    labels = [cache.read(name).label.dense() / np.float32(255) for name in table["image_name"][:4]]
+    fold_models = []
+    for fold in (0, 1):
+        store = ProbabilityStore(folder / f"test{fold}")
+        for number, name in enumerate(run.test):
+            store.write(name, labels[number] * (0.55 if fold == number == 1 else 1.0), (256, 256))
+        config = thin_config(FoldData(cache, table, table))
+        seen = run.folds.loc[run.folds["fold"] != fold, "ID"]
+        config.people, config.fold = hash_people(seen), fold
+        fold_models.append(FoldModel("a", fold, store, store, config))
+    found = write_pseudo_labels(fold_models, table, classes, {"a": 1.0}, 0.5, 0.8, folder / "pseudo")
+    return run, fold_models, found
+
+
+def test_confident_images_become_a_data_folder_of_their_fold(made):
+    run, fold_models, found = made
+    assert found.groupby("fold")["kept"].sum().tolist() == [4, 3]
+    assert not found.loc[(found["fold"] == 1) & (found["image_name"] == run.test[1]), "kept"].item()
+    for fold, fold_model in enumerate(fold_models):
+        folder = run.output_dir / "pseudo" / f"fold{fold}"
+        assert read_classes(folder) == run.classes
+        for row in read_index(folder, ("train",)).itertuples():
+            name = row.image_name.replace(f"-pseudo{fold}", "")
+            shapes = read_annotation(row.annotation, run.classes, (256, 256))
+            for mask, label in zip(soft_vote([fold_model.test.read(name)], [1.0], 0.5), run.classes, strict=True):
+                whole = ndimage.binary_fill_holes(rle.decode(mask, (256, 256)))
+                assert np.array_equal(draw(shapes[label], (256, 256)), whole)
+
+
+def test_pseudo_labels_are_trained_on_and_never_validated_on(made):
+    run, fold_models, _ = made
+    extra = str(run.output_dir / "pseudo" / "fold{fold}")
+    plain, data = run.fold_data(1, 64), run.fold_data(1, 64, extra_data=extra)
+    added = data.train.iloc[len(plain.train) :]
+    assert data.validation.equals(plain.validation) and len(added) == 3
+    assert added["image_name"].str.contains("-pseudo1").all() and list(data.known) == fold_models[1].config.people
+    label = data.cache.read(added["image_name"].iloc[0]).label
+    assert label.dense().max() == 255 and len(label.boxes) == 29
+
+
+def test_pseudo_labels_that_leak_or_do_not_fit_are_refused(made, sample):
+    run, *_ = made
+    with pytest.raises(DataError, match=r"(?s)people of the validation images of fold 0.*the score would leak"):
+        run.fold_data(0, 64, extra_data=str(run.output_dir / "pseudo" / "fold1"))
+    with pytest.raises(DataError, match=r"(?s)images have names that the run has too.*the score would leak"):
+        run.fold_data(0, 64, extra_data=str(sample))
+    with pytest.raises(DataError, match="no such data folder"):
+        run.fold_data(0, 64, extra_data=str(run.output_dir / "nowhere"))

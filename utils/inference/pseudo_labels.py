@@ -1,0 +1,107 @@
+"""Pseudo-labels: confident predictions of the test images as annotations, for the next round of training."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from utils.files import write_json, write_text
+from utils.inference.ensemble import FoldModel, soft_vote
+from utils.inference.probabilities import LEVELS, Stored
+from utils.masks import rle
+
+RECORD = "pseudo.json"
+"""Beside train/: how the pseudo-labels were made, with the hashed people that the fold models had seen."""
+
+
+def write_pseudo_labels(
+    fold_models: Sequence[FoldModel],
+    table: pd.DataFrame,
+    classes: Sequence[str],
+    weights: dict[str, float],
+    threshold: float | Sequence[float],
+    least: float,
+    folder: str | Path,
+) -> pd.DataFrame:
+    """Write the confident test images of a run as training data, one data folder for each fold.
+
+    What a fold model learns from must not depend on the people it is validated on, so the labels for fold k are the
+    soft vote of the models of fold k alone, which never saw these people.
+
+    Args:
+        fold_models: with stored test probabilities. weights, threshold: as of `vote_images`.
+        table: the run's index; its test images are labelled. classes: their names.
+        least: an image is written if its `confidence` is at least this, 0 to 1.
+        folder: gets fold0/, fold1/, … in the competition's layout, as `extra_data` of notebook 03 takes them. Images
+            are links. What was there is replaced.
+
+    Returns:
+        One row per fold and test image: fold, image_name, confidence, kept (bool).
+    """
+    rows, test = [], table[table["split"] == "test"]
+    for fold in sorted({m.fold for m in fold_models}):
+        voters = [m for m in fold_models if m.fold == fold and weights.get(m.model, 0) > 0]
+        shares = [weights[m.model] for m in voters]
+        target, temporary = Path(folder) / f"fold{fold}", Path(folder) / f".fold{fold}.part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        for row in test.itertuples():
+            stored = [m.test.read(row.image_name) for m in voters]
+            sure = float(np.average([confidence(s, threshold) for s in stored], weights=shares))
+            rows.append((fold, row.image_name, sure, sure >= least))
+            if sure >= least:
+                masks = soft_vote(stored, shares, threshold)
+                _write(temporary, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, stored[0].size, classes)
+        if temporary.exists():
+            write_text(temporary / "classes.txt", "\n".join(classes) + "\n")
+            people = sorted({person for m in voters for person in m.config.people})
+            models = {m.model: share for m, share in zip(voters, shares, strict=True)}
+            write_json(temporary / RECORD, {"fold": fold, "models": models, "least": least, "people": people})
+        shutil.rmtree(target, ignore_errors=True)
+        if temporary.exists():
+            temporary.rename(target)
+    return pd.DataFrame(rows, columns=["fold", "image_name", "confidence", "kept"])
+
+
+def confidence(stored: Stored, threshold: float | Sequence[float]) -> float:
+    """How sure a fold model is of an image, 0 to 1: the Dice to expect of its masks if its probabilities are right.
+
+    For each class, 2·Σ p inside the mask / (Σ p + area), with one pixel added above and below, so that a class that is
+    surely absent counts 1; the mean over classes.
+    """
+    scores = []
+    patches = stored.regions.patches()
+    for (patch, _), limit in zip(patches, np.broadcast_to(threshold, len(patches)), strict=True):
+        p = patch.astype(np.float64) / LEVELS
+        inside = p > limit
+        scores.append((2 * p[inside].sum() + 1) / (p.sum() + inside.sum() + 1))
+    return float(np.mean(scores))
+
+
+def polygons(mask: str, size: tuple[int, int]) -> list[np.ndarray]:
+    """The outlines of a mask (RLE), int32 (n ≥ 3, 2) x-y points; fillPoly draws it from them, its holes filled."""
+    region, (top, left) = rle.mask_region(mask, size)
+    if not region.size:
+        return []
+    outlines = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    points = [outline[:, 0] + np.int32([left, top]) for outline in outlines]
+    return [np.concatenate([p, p[-1:].repeat(max(0, 3 - len(p)), 0)]) for p in points]
+
+
+def _write(folder: Path, row: Any, name: str, masks: list[str], size: tuple[int, int], classes: Sequence[str]) -> None:
+    image = folder / "train" / "DCM" / row.ID / f"{name}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.symlink_to(row.image)
+    annotations = [
+        {"type": "poly_seg", "attributes": {}, "points": points.tolist(), "label": label}
+        for label, mask in zip(classes, masks, strict=True)
+        for points in polygons(mask, size)
+    ]
+    about = {"annotations": annotations, "filename": image.name, "parent_path": f"/{row.ID}"}
+    path = folder / "train" / "outputs_json" / row.ID / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(about))
