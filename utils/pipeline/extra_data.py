@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from utils.data.competition import DataError, check_data, read_classes, read_index
+from utils.data.check import check_data
+from utils.data.competition import read_classes, read_index
+from utils.data.findings import DataError
 from utils.files import read_json, resolve, shown
 from utils.inference.pseudo_labels import RECORD
 from utils.models.checkpoint import hash_people
@@ -20,7 +22,8 @@ def read_extra_data(
     wherever somebody of the validation images is in the folder, or taught the fold models that made its labels.
     """
     folder = resolve(extra_data.replace("{fold}", str(fold)))
-    extra, problems = read_index(folder, ("train",)), []
+    extra = read_index(folder, ("train",))
+    problems = [str(f) for f in check_data(folder).errors if f.kind != "no images"]  # it needs no test images
     if read_classes(folder) != list(classes):
         problems.append(f"other classes than the run's; expected {', '.join(classes)}")
     if both := sorted(set(extra["image_name"]) & set(table["image_name"])):
@@ -34,5 +37,4 @@ def read_extra_data(
         )
     if problems:
         raise DataError(f"extra_data {shown(folder)} can't be used", problems)
-    check_data(extra, list(classes))
     return extra, people

@@ -84,10 +84,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse names that are not known, before any data is read."""
-        for name, known in (
-            ("upsample", ("probabilities", "logits")),
-            ("precision", ("auto", *PRECISIONS)),
-        ):
+        for name, known in (("upsample", ("probabilities", "logits")), ("precision", ("auto", *PRECISIONS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known are {', '.join(known)}")
 
@@ -110,10 +107,8 @@ def batch_loss(model: PaddedModel, loss: Loss, batch: dict[str, Any], precision:
 
     def checked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.shape != labels.shape:
-            raise TrainingError(
-                f"the network gave logits {tuple(logits.shape)} for labels {tuple(labels.shape)}; expected the same "
-                "shape, (N, classes, H, W)"
-            )
+            found = f"logits {tuple(logits.shape)} for labels {tuple(labels.shape)}"
+            raise TrainingError(f"the network gave {found}; expected the same shape, (N, classes, H, W)")
         return loss(logits if isinstance(loss, BceDice) else logits.float(), labels)  # BceDice computes in float32
 
     image = normalise(batch["image"], model.mean, model.std).contiguous(memory_format=precision.layout)
