@@ -12,10 +12,11 @@ from utils import submission
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.errors import Problems
-from utils.files import ROOT, read_json
+from utils.files import ROOT, read_json, write_json
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.pipeline import preflight, resources, try_parts
+from utils.pipeline.hours import expected_hours
 from utils.pipeline.open_run import open_run
 from utils.pipeline.profile import Profile, ProfileError, Step, profile_path, read_profile, steps
 
@@ -281,3 +282,22 @@ def test_a_profiles_name_is_no_path(name):
 def test_a_sample_may_lie_in_a_linked_data_folder():
     assert Profile(sample={"folder": "data/sample-mine"}).sample.folder == "data/sample-mine"
     assert os.sep not in profile_path("sample").name
+
+
+def test_hours_are_those_that_were_measured(tmp_path):
+    given = {"epochs": 10, "batch_size": 4, "image_size": 64, "n_folds": 5}
+    steps = [
+        Step(name=f"03_train/{model}/fold{fold}", parameters=given | {"fold": fold})
+        for model in ("timed", "trained", "new")
+        for fold in (0, 1)
+    ]
+    choice = {"batch": [4, 64], "precision": "32-true", "seconds_per_step": {"32-true": 9.0}}
+    write_json(tmp_path / "03_train/timed/precision.json", choice)
+    history = tmp_path / "03_train/trained/fold0/history.csv"
+    history.parent.mkdir(parents=True)
+    history.write_text("epoch,seconds\n1,400\n2,360\n3,360\n")
+    # timed: 2 folds × 10 epochs × 20 steps × 9 s; trained: 2 folds × 10 epochs × 360 s
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 3.0 for 4 trainings; not measured for new"
+    assert expected_hours(tmp_path, steps, 100, 2).startswith("hours: about 1.5 for 4 trainings")
+    write_json(history.parent / "metrics.json", {"parameters": given | {"image_size": 128}})
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 1.0 for 2 trainings; not measured for trained, new"

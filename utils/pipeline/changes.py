@@ -12,6 +12,7 @@ import yaml
 
 from utils.files import ROOT, read_json, write_json, write_text
 from utils.params import WITHOUT_EFFECT
+from utils.pipeline.hours import MEASURED_BY
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
 from utils.pipeline.run_notebook import set_aside
 
@@ -106,7 +107,7 @@ def copy_for_preview(run: Path, copy: Path) -> Path:
     """Copy what decides which steps have to run, for a dry run, which must change nothing; return the copied folder."""
     copy = copy / run.name
     steps = [f"{'*/' * depth}{name}.json" for depth in (1, 3) for name in ("metrics", "inputs")]
-    for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", *steps):
+    for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", *steps, *MEASURED_BY):
         for path in run.glob(pattern):
             target = copy / path.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from utils.errors import Problems
 from utils.files import ROOT, read_json, shown, write_json
 from utils.pipeline import resources
 from utils.pipeline.changes import WITHOUT_EFFECT, RunError, fingerprint
+from utils.pipeline.hours import expected_hours
 from utils.pipeline.leftovers import OWNER
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Profile, Step
@@ -159,7 +160,7 @@ def machine_problems(
     jobs: int,
     local: bool,
 ) -> list[str]:
-    """Print the estimate of the disk that the run needs; return whether disk or shared memory are too small."""
+    """Print the estimates of disk and hours that the run needs; return whether disk or shared memory are too small."""
     sides = {step.name: side for step in planned if (side := step.all_parameters().get("image_size"))}
     if not sides:
         return []
@@ -169,6 +170,7 @@ def machine_problems(
     there = resources.used(*(run / name for name in ("cache", "02_baseline_fcn", "03_train", "04_inference_tta")))
     free = shutil.disk_usage(run).free
     print(f"disk: {needed}, of which {in_units(there)} are there; {in_units(free)} are free", flush=True)
+    print(expected_hours(run, planned, images["train"], jobs), flush=True)
     problems = []
     if sum(needed) - there > free:
         problems.append(
