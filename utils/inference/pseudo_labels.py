@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -14,6 +13,7 @@ from utils.files import write_json, write_text
 from utils.inference.ensemble import FoldModel, soft_vote
 from utils.inference.probabilities import LEVELS, Stored
 from utils.masks import rle
+from utils.masks.outlines import outline
 
 RECORD = "pseudo.json"
 """Beside train/: how the pseudo-labels were made, with the hashed people that the fold models had seen."""
@@ -82,16 +82,6 @@ def confidence(stored: Stored, threshold: float | Sequence[float]) -> float:
     return float(np.mean(scores))
 
 
-def polygons(mask: str, size: tuple[int, int]) -> list[np.ndarray]:
-    """The outlines of a mask (RLE), int32 (n ≥ 3, 2) x-y points; fillPoly draws it from them, its holes filled."""
-    region, (top, left) = rle.mask_region(mask, size)
-    if not region.size:
-        return []
-    outlines = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
-    points = [outline[:, 0] + np.int32([left, top]) for outline in outlines]
-    return [np.concatenate([p, p[-1:].repeat(max(0, 3 - len(p)), 0)]) for p in points]
-
-
 def _write(folder: Path, row: Any, name: str, masks: list[str], size: tuple[int, int], classes: Sequence[str]) -> None:
     image = folder / "train" / "DCM" / row.ID / f"{name}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +89,8 @@ def _write(folder: Path, row: Any, name: str, masks: list[str], size: tuple[int,
     annotations = [
         {"type": "poly_seg", "attributes": {}, "points": points.tolist(), "label": label}
         for label, mask in zip(classes, masks, strict=True)
-        for points in polygons(mask, size)
+        if mask
+        for points in outline(*rle.mask_region(mask, size))
     ]
     about = {"annotations": annotations, "filename": image.name, "parent_path": f"/{row.ID}"}
     path = folder / "train" / "outputs_json" / row.ID / f"{name}.json"
