@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.analysis import resampling
 from utils.analysis.__main__ import main
 from utils.analysis.comparison import compare
 from utils.analysis.experiments import as_text, experiments
@@ -19,7 +18,7 @@ from utils.data.competition import read_classes, read_index
 from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
 from utils.errors import Problems
 from utils.files import ROOT, write_json, write_table
-from utils.masks import rle
+from utils.masks import resampling, rle
 
 CLASSES = ["Radius", "Ulna", "Lunate"]
 PEOPLE, IMAGES = 20, 40

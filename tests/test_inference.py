@@ -318,6 +318,9 @@ def test_the_vote_is_weighed_as_asked(data, tmp_path):
     tuned = weights.weigh_models(*given, [], [], True, 0.5)
     assert tuned.weights == {"a": 1, "b": 0} and set(tuned.tables) == {"a", "b", "ensemble"}
     assert "ensemble" in tuned.summary and tuned.crossed == pytest.approx(mean_dice(tuned.tables["a"]))
+    two_people = {name: str(fold) for name, fold in folds.items()}  # too few to show a difference
+    kept = weights.weigh_models(*given, [], [], True, 0.5, people=two_people)
+    assert kept.weights == {"a": 1, "b": 1} and kept.crossed is None and "weights stay equal" in kept.summary
     equal = weights.weigh_models(*given, [], [], False, 0.5)
     assert equal.weights == {"a": 1.0, "b": 1.0} and equal.crossed is None
     assert weights.weigh_models(*given, ["a", "b"], [1, 3], True, 0.5).weights == {"a": 1.0, "b": 3.0}

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from utils.analysis import resampling
-from utils.analysis.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
-from utils.masks import rle
+from utils.masks import resampling, rle
+from utils.masks.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
 from utils.masks.surface import hd95
 
 PEOPLE = np.repeat(np.arange(10), 2)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.analysis.resampling import LEVEL, Estimate, sign_flip_p
 from utils.analysis.results import ENSEMBLE, VOTE, Scores, check_same_data
 from utils.analysis.scores import ALL, grouped
 from utils.errors import Problems
 from utils.files import read_json
+from utils.masks.resampling import LEVEL, Estimate, sign_flip_p
 
 
 @dataclass(frozen=True)

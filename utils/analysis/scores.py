@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from utils.analysis.resampling import Estimate, bootstrap
 from utils.analysis.results import Scores
 from utils.files import cores
+from utils.masks.resampling import Estimate, bootstrap
 from utils.masks.surface import hd95
 
 if TYPE_CHECKING:  # it imports torch, which the command line does without

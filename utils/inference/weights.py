@@ -1,6 +1,6 @@
 """Choose weights and thresholds of the vote by out-of-fold Dice, and estimate the Dice to expect on new people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from utils.data.cache import Cache
 from utils.inference.ensemble import FoldModel, vote_images
 from utils.inference.postprocess import build_postprocess
 from utils.masks.dice import dice_of_masks, dice_table, mean_dice
+from utils.masks.resampling import LEVEL, sign_flip_p
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 """The thresholds that `choose_thresholds` tries."""
@@ -115,13 +116,20 @@ class Weights:
 
     best: each model's weight, chosen on all images; 0 leaves the model out. dice: images × classes, of the vote with
     these weights. equal: mean Dice with equal weights. crossed: mean Dice if each fold is scored with the weights that
-    are best on the other folds; it is the Dice to expect on new people.
+    are best on the other folds; it is the Dice to expect on new people. p: of the difference between these two, see
+    `masks.resampling.sign_flip_p`.
     """
 
     best: dict[str, float]
     dice: pd.DataFrame
     equal: float
     crossed: float
+    p: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether chosen weights are shown to be better than equal ones, on folds on which they were not chosen."""
+        return self.crossed > self.equal and self.p < 1 - LEVEL
 
 
 def choose_weights(
@@ -130,6 +138,7 @@ def choose_weights(
     cache: Cache,
     threshold: float | Sequence[float] = 0.5,
     vote: str = "soft",
+    people: Mapping[str, str] | None = None,
 ) -> Weights:
     """Choose each model's weight by out-of-fold Dice, and estimate the Dice to expect on new people.
 
@@ -144,6 +153,7 @@ def choose_weights(
         cache: the built cache, at any resolution, for the true masks of the images.
         threshold: of the vote, 0 to 1, one number or one per class.
         vote: "soft" or "hard".
+        people: whose image each is, for p; None: every image is of another person.
 
     Returns:
         The weights by model (multiples of 1/PICKS or of 1 / a smaller number of picks, with sum 1; all 1.0 if there is
@@ -174,13 +184,15 @@ def choose_weights(
 
     equal = dice((1,) * len(models))
     if len(np.unique(fold_of)) < 2:
-        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal))
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal), 1.0)
     crossed = equal.copy()
     for fold in np.unique(fold_of):
         crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
     best = select(np.ones(len(fold_of), bool))
     weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
-    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed))
+    gains = (crossed - equal).mean(axis=1)
+    p = sign_flip_p(gains.to_numpy(), gains.index.map(people or {name: name for name in images}).to_numpy())
+    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed), p)
 
 
 def model_weights(
@@ -202,8 +214,8 @@ class Vote:
     """How the models vote.
 
     weights: by model; 0 leaves the model out. tables: out-of-fold Dice (images × classes) of each model and of the
-    "ensemble", on the same images; empty if no image can be scored. crossed: see `Weights`; None if weights were not
-    tuned. summary: one line for people.
+    "ensemble", on the same images; empty if no image can be scored. crossed: see `Weights`; None if the weights are not
+    chosen ones. summary: one line for people.
     """
 
     weights: dict[str, float]
@@ -221,11 +233,13 @@ def weigh_models(
     tune: bool,
     threshold: float,
     vote: str = "soft",
+    people: Mapping[str, str] | None = None,
 ) -> Vote:
-    """Each model's weight with the scores: `weights` in the order of `models` if given, else tuned or equal.
+    """Each model's weight with the scores: `weights` in the order of `models` if given, else chosen or equal.
 
-    images: see `shared_images`; without any, weights are as given or equal. Raises ValueError for weights that do not
-    match the models.
+    With `tune`, weights are chosen by out-of-fold Dice, and taken if they are shown to be better than equal ones on
+    folds on which they were not chosen (see `Weights.worth_it`). images: see `shared_images`; without any, weights are
+    as given or equal. people: whose image each is. Raises ValueError for weights that do not match the models.
     """
     given = model_weights(fold_models, models, weights)
     if not images:
@@ -233,10 +247,14 @@ def weigh_models(
     tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold, vote) for name in given}
     crossed, summary = None, ""
     if tune and not weights:
-        chosen = choose_weights(fold_models, images, cache, threshold, vote)
-        given, tables["ensemble"], crossed = chosen.best, chosen.dice, chosen.crossed
-        summary = f"equal weights {chosen.equal:.4f}, chosen on the other folds {crossed:.4f}; "
-    else:
+        chosen = choose_weights(fold_models, images, cache, threshold, vote, people)
+        summary = (
+            f"equal weights {chosen.equal:.4f}, chosen on the other folds {chosen.crossed:.4f}, p = {chosen.p:.2g}: "
+        )
+        summary += "chosen weights are taken; " if chosen.worth_it else "weights stay equal; "
+        if chosen.worth_it:
+            given, tables["ensemble"], crossed = chosen.best, chosen.dice, chosen.crossed
+    if "ensemble" not in tables:
         tables["ensemble"] = out_of_fold_dice(fold_models, images, cache, given, threshold, vote)
     dice = {name: mean_dice(table) for name, table in tables.items()}
     best = max(given, key=dice.get)
