@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.strategies import floats
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation, read_augmentation
 from utils.data.cache import Cache
@@ -84,7 +85,7 @@ def test_regions_bend_like_the_whole_map(cache, names, degrees):
     assert np.abs(same - image).max() <= 8
 
 
-@given(angle=st.floats(-LIMIT, LIMIT), share=st.floats(0, 1), tilt=st.floats(-3.1, 3.1), reach=st.floats(4, 40))
+@given(angle=floats(-LIMIT, LIMIT), share=floats(0, 1), tilt=floats(-3.1, 3.1), reach=floats(4, 40))
 def test_a_bend_tears_and_folds_nothing(angle, share, tilt, reach):
     wrist = Wrist(np.array([60.0, 70.0]), np.array([np.sin(tilt), -np.cos(tilt)]), reach, 0.0)
     y, x = np.mgrid[0:140:2, 0:120:2].astype(np.float32)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.strategies import floats
 from utils.data.cache import Cache, read_image
 from utils.data.check import COLUMNS, check_data
 from utils.data.competition import MOST_BYTES, MOST_POINTS, read_annotation, read_classes, read_index
@@ -351,12 +352,7 @@ def test_names_that_climb_out_of_folders_lead_nowhere(data, tmp_path):
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from([10**400, 1e12, ""]),
+    st.none() | st.booleans() | st.integers() | floats() | st.text(max_size=5) | st.sampled_from([10**400, 1e12, ""]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["label", "points", "x"]), inner),
     max_leaves=12,
 )

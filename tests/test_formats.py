@@ -19,6 +19,7 @@ from pycocotools import mask as judge
 from pycocotools.coco import COCO
 
 from tests.formats import CLASSES, POLYGONS, SIZES, assert_same_polygons, export, make_folder, masks_of, run
+from tests.strategies import floats
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
 from utils.data.folds import read_folds, split_fold
 from utils.files import ROOT
@@ -48,7 +49,7 @@ def test_outlines_drawn_again_are_the_mask(mask, corner):
     assert (draw(polygons, size) == whole).all()
 
 
-number = st.integers(-2, 12) | st.floats(-2, 12) | st.sampled_from(["3", None, True, 1e12, 10**400, [], {}])
+number = st.integers(-2, 12) | floats(-2, 12) | st.sampled_from(["3", None, True, 1e12, 10**400, [], {}])
 point = st.lists(number, min_size=1, max_size=3) | st.sampled_from(["ab", {"x": 1, "y": 2}])
 shape = st.fixed_dictionaries(
     {"label": st.sampled_from(["a", "b", "c", None, []]), "points": st.lists(point, max_size=5)}

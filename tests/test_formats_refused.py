@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.formats import POLYGONS, export, make_folder, run
+from tests.strategies import floats
 from utils.data.competition import DataError
 from utils.formats import coco, cvat, labelme, yolo
 from utils.formats.coco_read import read_dataset, read_results
@@ -105,7 +106,7 @@ json_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-2, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
 )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
+from tests.strategies import floats
 from utils.masks import resampling, rle
 from utils.masks.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
 from utils.masks.surface import hd95
@@ -93,7 +94,7 @@ def test_what_can_not_be_estimated_is_nan():
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 10**6), st.floats(-1, 1), st.floats(0.1, 3))
+@given(st.integers(0, 10**6), floats(-1, 1), floats(0.1, 3))
 def test_intervals_shift_scale_and_change_sign_with_the_values(seed, shift, scale):
     values = draws(seed=seed)
     here = np.array(bootstrap(values, PEOPLE))
@@ -103,7 +104,7 @@ def test_intervals_shift_scale_and_change_sign_with_the_values(seed, shift, scal
 
 
 @settings(max_examples=25)
-@given(st.lists(st.floats(-0.1, 0.1).map(lambda x: round(x, 3)), min_size=1, max_size=9), st.integers(1, 3))
+@given(st.lists(floats(-0.1, 0.1).map(lambda x: round(x, 3)), min_size=1, max_size=9), st.integers(1, 3))
 def test_p_values_are_those_of_all_sign_patterns(differences, images):
     per_image = np.repeat(differences, images)
     people = np.repeat(np.arange(len(differences)), images)
