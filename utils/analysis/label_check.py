@@ -8,36 +8,39 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from utils.analysis.statistics import overlap_table
-from utils.analysis.survey import Survey
+from utils.analysis.survey import WIDTHS, Survey
 
-COLUMNS = ["image_name", "ID", "class", "reason", "score"]
+COLUMNS = ["image_name", "ID", "class", "reason", "score", "expected"]
 KEY = ["image_name", "class"]
 USUAL = 0.9
 """A rule about presence, pieces or holes applies to a class if it is true for at least this share of the images."""
-RARE, RARE_IOU = 0.05, 0.1
-"""An overlap is unusual if the pair overlaps in at most this share of the images, and with more than this IoU here."""
+RARE, RARE_SHARE = 0.1, 0.25
+"""An overlap is unusual if the pair overlaps in at most this share of the images, and here in more than this share of
+the smaller bone."""
 LOOP = 0.01
 """A loop of a self-crossing polygon counts if it has more than this share of the polygon's area."""
 AREA_SPREADS, AREA_RATIO = 6.0, 1.4
 """An area is unusual if it differs from the expected one by more than this many robust standard deviations and by more
 than this factor."""
-PLACE_SPREADS, PLACE_FLOOR = 3.0, 0.1
-"""A bone is out of place if its distance from the expected place is more than this many times the 90th percentile over
-the images, and more than this (in units of the hand's radius)."""
+PLACE_SPREADS, PLACE_FLOOR = 3.9, 0.1
+"""A bone is out of place if its distance from the expected place is more than this many times the 75th percentile over
+the images, and more than this (in units of the hand's radius). A fifth of wrong labels hardly moves that percentile."""
+WIDTH_SPREADS, WIDTH_RATIO = 6.0, 1.35
+"""A width along a bone is unusual by the same rule as an area."""
 
 
 def suspicious(found: Survey) -> pd.DataFrame:
-    """Everything that looks wrong, the most unusual first: image_name, ID, class ("": the whole image), reason, score.
+    """Everything that looks wrong, the most unusual first, with the COLUMNS.
 
-    score: a value divided by the limit of the rule; 1 for rules without numbers. The rules about areas and places need
-    a survey of at least ten annotated images; those about places and sides need the classes of the fingers.
+    class: "" for the whole image. score: a value divided by the limit of the rule; 1 for rules without numbers.
+    expected: the class that is usual where this one lies, "" if that is not the matter. The rules about areas, widths
+    and places need at least ten annotated images; those about places and sides need the classes of the fingers.
     """
     rows = [*_missing(found), *_shapes(found), *_overlaps(found), *_sides(found)]
     if found.bones["image_name"].nunique() >= 10:
-        rows += [*_areas(found), *_places(found)]
+        rows += [*_areas(found), *_widths(found), *_places(found)]
     people = found.images.set_index("image_name")["ID"]
-    table = pd.DataFrame([(name, people[name], *rest) for name, *rest in rows], columns=COLUMNS)
+    table = pd.DataFrame([(name, people[name], *rest, "")[:6] for name, *rest in rows], columns=COLUMNS)
     return table.sort_values(["score", "image_name"], ascending=[False, True], ignore_index=True)
 
 
@@ -67,12 +70,17 @@ def _shapes(found: Survey) -> list[tuple]:
 
 def _overlaps(found: Survey) -> list[tuple]:
     """Pairs of classes that overlap in few images, and there strongly."""
-    usual, rows = overlap_table(found).drop(columns="iou"), []
-    rare = found.pairs[found.pairs["iou"] > RARE_IOU].merge(usual[usual["images"] <= RARE * usual["of"]])
-    for row in rare.itertuples():
+    annotated, pairs = int((found.images["annotation"] != "").sum()), found.pairs
+    areas = found.bones.set_index(KEY)["area"]
+    ends = [pd.MultiIndex.from_frame(pairs[["image_name", end]]) for end in "ab"]
+    smaller = np.minimum(*(areas.reindex(end).to_numpy() for end in ends))
+    shown = pairs.groupby(["a", "b"])["iou"].transform("size")
+    pairs = pairs.assign(share=pairs["intersection"] / smaller, shown=shown)
+    rows, rare = [], pairs["shown"] <= max(RARE * annotated, 1)
+    for row in pairs[rare & (pairs["share"] > RARE_SHARE)].itertuples():
         wrong, other = _more_unusual_first(found, row.image_name, row.a, row.b)
-        reason = f"overlaps {other} (IoU {row.iou:.2f}), which only {row.images} of {row.of} images show"
-        rows.append((row.image_name, wrong, reason, row.iou / RARE_IOU))
+        reason = f"overlaps {other} by {row.share:.0%}, a pair that overlaps in only {row.shown} of {annotated} images"
+        rows.append((row.image_name, wrong, reason, row.share / RARE_SHARE))
     return rows
 
 
@@ -109,6 +117,25 @@ def _areas(found: Survey) -> list[tuple]:
     ]
 
 
+def _widths(found: Survey) -> list[tuple]:
+    """Bones that are much wider or narrower at some place along their long axis than those of the other images."""
+    rows, reason = [], "{:.2f} times the usual width at {:.0%} of its length"
+    bones = found.bones.merge(found.images[["image_name", "height", "width"]])
+    cut = (bones[["top", "left"]] == 0).any(axis=1) | (bones["bottom"] == bones["height"])
+    for name, whole in bones[~(cut | (bones["right"] == bones["width"]))].groupby("class"):
+        if len(whole) < max(10, 0.5 * (bones["class"] == name).sum()):  # others of the class end where the image ends
+            continue
+        relative = np.log(whole[WIDTHS].to_numpy(float) + 0.05)  # so that a tip, almost without width, counts little
+        relative = relative - np.median(relative, axis=0)
+        limit = np.maximum(WIDTH_SPREADS * 1.4826 * np.median(abs(relative), axis=0), np.log(WIDTH_RATIO))
+        score = abs(relative) / limit
+        for i in np.flatnonzero(score.max(axis=1) > 1):
+            k = int(score[i].argmax())
+            text = reason.format(np.exp(relative[i, k]), k / (len(WIDTHS) - 1))
+            rows.append((whole["image_name"].iloc[i], name, text, float(score[i, k])))
+    return rows
+
+
 def _places(found: Survey) -> list[tuple]:
     """Bones that are far from the place that their neighbours suggest, and the bone that is expected where they are."""
     names, classes, points = _aligned(found)
@@ -119,7 +146,7 @@ def _places(found: Survey) -> list[tuple]:
     near = np.argsort(abs(usual[:, None] - usual), axis=1)[:, 1:6]
     around = off[:, near]
     off = off - (np.nanmedian(around.real, axis=2) + 1j * np.nanmedian(around.imag, axis=2))
-    limit = np.maximum(PLACE_SPREADS * np.nanpercentile(abs(off), 90, axis=0), PLACE_FLOOR)
+    limit = np.maximum(PLACE_SPREADS * np.nanpercentile(abs(off), 75, axis=0), PLACE_FLOOR)
     rows = []
     for image in np.flatnonzero((abs(off) > limit).any(axis=1)):
         present = np.flatnonzero(~np.isnan(points[image]))
@@ -129,7 +156,8 @@ def _places(found: Survey) -> list[tuple]:
             place = classes[present[taken[np.searchsorted(present, k)]]]
             own = place == classes[k]
             reason = "far from its place beside its neighbours" if own else f"lies where {place} is expected"
-            rows.append((names[image], classes[k], reason, float(abs(off[image, k]) / limit[k])))
+            score = float(abs(off[image, k]) / limit[k])
+            rows.append((names[image], classes[k], reason, score, "" if own else place))
     return rows
 
 

@@ -21,6 +21,8 @@ THUMB, LITTLE = "finger-1", "finger-16"
 """A right hand has its thumb on the image's left: mean x of finger-1 < mean x of finger-16."""
 BINS = 64
 """Bins of the grey value histograms, over 0 … 255."""
+WIDTHS = [f"width_{number}" for number in range(12)]
+"""Columns of a bone's widths along its long axis, from the end nearer to the middle of the hand."""
 
 Patch = tuple[np.ndarray, tuple[int, int]]
 """A mask or map inside its box, (height, width), and the box's corner (top, left)."""
@@ -36,7 +38,7 @@ class Survey:
     bones: one row per annotated image and class that is present: image_name, ID, class, area (pixels), x, y (centroid),
     top, left, bottom, right (pixels, the last two exclusive), polygons, pieces and holes of the drawn mask, crossing
     (see `crossing_loop`), kept_smaller and kept_first (Dice of the mask
-    after arg-max, see `statistics.argmax_cost`).
+    after arg-max, see `statistics.argmax_cost`), WIDTHS (see `widths`).
     pairs: one row per image and pair of classes (a before b) whose masks overlap: intersection (pixels), iou.
     density: float32 (classes, grid, grid), the mean coverage over annotated images. histograms: float32
     (images, BINS), the share of pixels per grey value. All sizes are those of the original images.
@@ -75,6 +77,7 @@ def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads
 BONE_COLUMNS = [
     *("image_name", "ID", "class", "area", "x", "y", "top", "left", "bottom", "right"),
     *("polygons", "pieces", "holes", "crossing", "kept_smaller", "kept_first"),
+    *WIDTHS,
 ]
 
 
@@ -99,7 +102,7 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
     areas = {number: int(np.count_nonzero(mask)) for number, (mask, _) in drawn.items()}
     orders = sorted(drawn, key=lambda n: (-areas[n], -n)), sorted(drawn)[::-1]
     kept = [_keep_one(drawn, order, size) for order in orders]
-    bones = []
+    bones, middle = [], _middle(drawn)
     for number, (mask, (top, left)) in drawn.items():
         shapes = polygons[classes[number]]
         moments = cv2.moments(mask.view(np.uint8), binaryImage=True)
@@ -109,7 +112,8 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
         dice = [float(dice_of_areas(k[number], k[number], areas[number])) for k in kept]
         crossing = max(crossing_loop(points) for points in shapes)
         values = (areas[number], x, y, *box, len(shapes), *pieces_and_holes(mask), crossing, *dice)
-        bones.append((row.image_name, row.ID, classes[number], *values))
+        away = np.array([x, y]) - middle
+        bones.append((row.image_name, row.ID, classes[number], *values, *widths(mask, away)))
     depth = np.zeros(size, np.uint8)
     for patch in drawn.values():
         _part(depth, patch)[:] += patch[0]
@@ -161,6 +165,30 @@ def _overlaps(drawn: dict[int, Patch]) -> list[tuple[int, int, int]]:
             if shared := np.count_nonzero(here & there):
                 found.append((a, b, shared))
     return found
+
+
+def _middle(drawn: dict[int, Patch]) -> np.ndarray:
+    """The mean of the middles of all boxes, (x, y) in pixels."""
+    boxes = [(left + mask.shape[1] / 2, top + mask.shape[0] / 2) for mask, (top, left) in drawn.values()]
+    return np.mean(boxes, axis=0) if boxes else np.zeros(2)
+
+
+def widths(mask: np.ndarray, away: np.ndarray) -> np.ndarray:
+    """How wide a bool mask that is not empty is along its long axis, float (12,), as multiples of its mean width.
+
+    away: (x, y), from the middle of the hand to the bone; the widths are ordered in this direction.
+    """
+    y, x = np.nonzero(mask)
+    x, y = x - x.mean(), y - y.mean()
+    _, vectors = np.linalg.eigh(np.cov(x, y, bias=True))
+    axis = vectors[:, 1] * (1 if vectors[:, 1] @ away >= 0 else -1)
+    along = x * axis[0] + y * axis[1]
+    place = (along - along.min()) / max(np.ptp(along), 1e-9) * (len(WIDTHS) - 1)
+    below = np.minimum(place.astype(int), len(WIDTHS) - 2)
+    share = place - below  # a pixel counts for the two nearest places, or rows of pixels would show as steps
+    counts = np.bincount(below, 1 - share, len(WIDTHS)) + np.bincount(below + 1, share, len(WIDTHS))
+    counts[[0, -1]] *= 2
+    return counts / counts.mean()
 
 
 def pieces_and_holes(mask: np.ndarray) -> tuple[int, int]:

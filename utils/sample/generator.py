@@ -3,7 +3,8 @@
     python -m utils.sample --folder data/sample --train-people 40 --test-people 12 --image-size 2048 --seed 0
 
 An image's pixels depend only on its seed, split, person, side and size, not on the number of people or threads. The
-same options always give the same files, byte by byte.
+same options always give the same files, byte by byte. `--label-errors 40` plants wrong labels of the kinds that are
+known in the real data, `--artefacts 0.3` draws plates, rings, bandages and fractures; planted.json lists them.
 """
 
 import argparse
@@ -26,8 +27,11 @@ from utils import files
 from utils.data.competition import HAND_BONES, DataError
 from utils.masks import rle
 from utils.masks.labels import draw
+from utils.sample import label_errors as label_error
 from utils.sample import radiograph
+from utils.sample.artefacts import add_artefact
 from utils.sample.bones import Hand
+from utils.sample.flaws import plan_flaws
 from utils.sample.hand import Person, make_hand, make_person
 
 VERSION = 1
@@ -76,11 +80,15 @@ def make_sample(
     test_people: int = 12,
     image_size: int = 2048,
     seed: int = 0,
+    label_errors: int = 0,
+    artefacts: float = 0.0,
     threads: int | None = None,
 ) -> Path:
     """Make a sample in `folder` (relative to the repository), whole or not at all; returns the absolute path.
 
     Each person has two images of `image_size` × `image_size` pixels; the real data has 400 and 144 people.
+    `label_errors`: number of training images with wrong labels, of the kinds in
+    `utils.sample.label_errors`; `artefacts`: share of all images with one of the kinds in `utils.sample.artefacts`.
     `threads` (default: one per core, at most 8) does not change the files. A folder that was made with the same options
     is left as it is. Raises DataError for a folder with other content, and for options below their minimum.
     """
@@ -88,8 +96,14 @@ def make_sample(
     options = {"train_people": train_people, "test_people": test_people, "image_size": image_size, "seed": seed}
     low = {"train_people": 1, "test_people": 1, "image_size": 64, "seed": 0}
     wrong = [f"{name} = {value}; expected at least {low[name]}" for name, value in options.items() if value < low[name]]
+    if not 0 <= label_errors <= 2 * train_people:
+        wrong.append(f"label_errors = {label_errors}; expected 0 to {2 * train_people}, the number of training images")
+    if not 0 <= artefacts <= 1:
+        wrong.append(f"artefacts = {artefacts}; expected a share, 0 to 1")
     if wrong:
         raise DataError("a sample can't be made with these options", wrong)
+    flaws = {"label_errors": label_errors, "artefacts": artefacts}
+    options |= {name: value for name, value in flaws.items() if value}
     description = {"generator": "utils.sample", "version": VERSION, **options}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):  # two notebooks started together make one sample
@@ -162,15 +176,31 @@ def geometry(image: SampleImage, size: int) -> tuple[Hand, dict[str, np.ndarray]
     return hand, polygons, rng
 
 
-def _make_image(folder: Path, size: int, image: SampleImage) -> list[tuple[str, str, str]]:
-    """Write an image and its annotation; for a test image return its rows of the solution instead."""
+def _make_image(folder: Path, size: int, flaws: dict[str, dict], image: SampleImage) -> list[tuple[str, str, str]]:
+    """Write an image and its annotation; for a test image return its rows of the solution instead.
+
+    What is planted in the image is noted in its entry of `flaws`.
+    """
     hand, polygons, rng = geometry(image, size)
-    pixels = radiograph.render(hand, image.person, rng, size)
+    wrong, others = flaws.get(image.name, {}), np.random.default_rng([*image.seed, 4])
+    ring = radiograph.ring_outline(hand, label_error.RINGED, others)
+
+    def add(attenuation: np.ndarray, grid: radiograph.Raster) -> None:
+        if "artefact" in wrong:
+            add_artefact(wrong["artefact"], attenuation, grid, hand, others)
+        if wrong.get("label_error") == label_error.RING:
+            radiograph.add_metal(attenuation, [ring], grid)
+
+    pixels = radiograph.render(hand, image.person, rng, size, add)
     path = folder / image.split / "DCM" / image.ID / f"{image.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
         raise OSError(f"{path} can't be written")
     if image.split == "train":
+        if "label_error" in wrong:
+            polygons, wrong["bone_by_label"] = label_error.plant(
+                wrong["label_error"], polygons, ring * size - 0.5, others
+            )
         path = folder / "train" / "outputs_json" / image.ID / f"{image.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_annotation(image, polygons, size)), encoding="utf-8")
@@ -202,6 +232,8 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], thread
     """Write every file of the sample except sample.json into `temporary`."""
     images = roster(options["train_people"], options["test_people"], options["seed"])
     size = options["image_size"]
+    names = [[image.name for image in images if image.split == split] for split in ("train", "test")]
+    flaws = plan_flaws(*names, options["seed"], options.get("label_errors", 0), options.get("artefacts", 0))
     seconds = 4 + len(images) * SECONDS * max(size / 2048, 0.15) ** 2 / min(threads, files.cores())
     what = f"{len(images)} images of {size} × {size} pixels, about {seconds / 60:.1f} minutes, once."
     print(f"Making a synthetic sample in {files.shown(folder)}: {what}", flush=True)
@@ -209,13 +241,16 @@ def _write_sample(temporary: Path, folder: Path, options: dict[str, int], thread
     cv2.setNumThreads(1)  # several images at the same time, one thread each
     try:
         with ThreadPoolExecutor(threads) as pool:  # OpenCV and NumPy release Python's lock while they compute
-            rows = list(pool.map(functools.partial(_make_image, temporary, size), images))
+            rows = list(pool.map(functools.partial(_make_image, temporary, size, flaws), images))
     finally:
         cv2.setNumThreads(before)
     by_path = sorted(zip(images, rows, strict=True), key=lambda pair: f"{pair[0].ID}/{pair[0].name}.png")
     solution = [row for _, part in by_path for row in sorted(part, key=lambda row: HAND_BONES.index(row[1]))]
     pd.DataFrame(solution, columns=["image_name", "class", "rle"]).to_csv(temporary / "solution.csv", index=False)
     _write_metadata(temporary / "meta_data.xlsx", images, options["seed"])
+    if flaws:
+        planted = {f"{i.split}/DCM/{i.ID}/{i.name}.png": flaws[i.name] for i in images if i.name in flaws}
+        files.write_json(temporary / "planted.json", planted)
 
 
 def _write_metadata(path: Path, images: list[SampleImage], seed: int) -> None:
@@ -268,6 +303,8 @@ def main() -> None:
     parser.add_argument("--test-people", type=int, default=12, help="two images each (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=2048, help="pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: %(default)s)")
+    parser.add_argument("--label-errors", type=int, default=0, help="training images with wrong labels (default: 0)")
+    parser.add_argument("--artefacts", type=float, default=0.0, help="share of images with metal, … (default: 0)")
     parser.add_argument("--threads", type=int, default=None, help="default: one per core, at most 8")
     try:
         print(make_sample(**vars(parser.parse_args())))

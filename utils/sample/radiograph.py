@@ -4,6 +4,7 @@ The attenuation follows Beer-Lambert's law: Σ coefficient × path length over s
 and metal, so bones that overlap are brighter. Soft tissue is smooth, so at most 512 × 512 pixels are computed for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,8 @@ from utils.sample.hand import Person
 
 TISSUE, MARROW, CORTEX = 0.024, 0.036, 0.09
 """Attenuation per mm at about 50 kVp: soft tissue, and what trabecular and cortical bone add to it."""
+METAL = 2.2
+"""Attenuation of a ring or plate, as a whole."""
 
 
 @dataclass
@@ -28,8 +31,17 @@ class Raster:
         return points * self.size - 0.5
 
 
-def render(hand: Hand, person: Person, rng: np.random.Generator, size: int) -> np.ndarray:
-    """The radiograph of `hand`: uint8 (size, size), bones bright on a dark background."""
+def render(
+    hand: Hand,
+    person: Person,
+    rng: np.random.Generator,
+    size: int,
+    add: Callable[[np.ndarray, Raster], None] | None = None,
+) -> np.ndarray:
+    """The radiograph of `hand`: uint8 (size, size), bones bright on a dark background.
+
+    `add` may change the attenuation, float32 (size, size), before it is exposed.
+    """
     full, low = Raster(size, hand.mm * size), Raster(min(size, 512), hand.mm * min(size, 512))
     tissue = soft_tissue(hand, low)
     smooth = TISSUE * (0.92 + 0.004 * (person.weight_kg - 62)) * tissue
@@ -39,7 +51,9 @@ def render(hand: Hand, person: Person, rng: np.random.Generator, size: int) -> n
     both = smooth + cv2.resize(bones, smooth.shape, interpolation=cv2.INTER_AREA)
     smooth -= 0.3 * cv2.GaussianBlur(both, (0, 0), 9 * low.mm)  # as detectors do: weaken slow changes
     attenuation = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_CUBIC) + bones
-    _add_metal(attenuation, hand, person, full, rng)
+    _add_ring(attenuation, hand, person, full, rng)
+    if add:
+        add(attenuation, full)
     return _expose(attenuation, hand, full, rng)
 
 
@@ -54,7 +68,7 @@ def soft_tissue(hand: Hand, grid: Raster) -> np.ndarray:
     heads = [palm[0][0] + 0.75 * (palm[0][1] - palm[0][0]), *(axis[1] for axis in palm[1:])]
     wrist = [hand.outlines["Triquetrum"].mean(axis=0), hand.outlines["Scaphoid"].mean(axis=0)]
     web = heads[0] * 0.3 + (palm[1][0] * 0.35 + palm[1][1] * 0.65) * 0.7
-    _fill(mask, grid.pixels(np.array([heads[0], web, *heads[1:], palm[4][0], *wrist])))
+    fill(mask, grid.pixels(np.array([heads[0], web, *heads[1:], palm[4][0], *wrist])))
     for a, b in ((wrist[0], palm[4][0]), (wrist[1], palm[0][0]), (wrist[0], wrist[1])):
         _capsule(mask, grid.pixels(a), grid.pixels(b), 11.5 * grid.mm, 11.5 * grid.mm)
     edge = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0 * grid.mm)
@@ -67,10 +81,11 @@ def _capsule(mask: np.ndarray, a: np.ndarray, b: np.ndarray, ra: float, rb: floa
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points = np.vstack([a + circle * ra, b + circle * rb]).astype(np.float32)
-    _fill(mask, cv2.convexHull(points)[:, 0])
+    fill(mask, cv2.convexHull(points)[:, 0])
 
 
-def _fill(mask: np.ndarray, points: np.ndarray) -> None:
+def fill(mask: np.ndarray, points: np.ndarray) -> None:
+    """Draw a polygon, float (n, 2) in pixels, with smooth edges: 255 in `mask`, uint8."""
     cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
 
 
@@ -105,7 +120,7 @@ def _add_bone(
     points = points - (x0, y0)
     if kind == "forearm":
         points = points + (points[:, 1:] > points[:, 1].max() - 1) * (0, 4 * margin)
-    _fill(mask, points)
+    fill(mask, points)
     depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 5)[: y1 - y0]
     cover = cv2.GaussianBlur(mask, (0, 0), max(0.1 * grid.mm, 0.4))[: y1 - y0].astype(np.float32) / 255
     depth = cv2.GaussianBlur(depth, (0, 0), max(0.12 * grid.mm, 0.4)) / grid.mm
@@ -146,15 +161,19 @@ def _add_nails(smooth: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Gene
         plate = np.zeros(smooth.shape, np.uint8)
         axes = (rng.uniform(6.2, 8.5) * grid.mm, rng.uniform(3.8, 4.8) * grid.mm)
         oval = cv2.ellipse2Poly((0, 0), (1000, 1000), 0, 0, 360, 10) / 1000 * axes
-        _fill(plate, turn(oval, -angle) + centre)
+        fill(plate, turn(oval, -angle) + centre)
         smooth += plate.astype(np.float32) * (rng.uniform(0.05, 0.2) / 255)
 
 
-def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster, rng: np.random.Generator) -> None:
+def _add_ring(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster, rng: np.random.Generator) -> None:
     """Add a ring around a finger's proximal phalanx, if the person wears one."""
     if not person.ring or rng.random() < 0.4:
         return
-    name = f"finger-{rng.choice((6, 10, 14, 14, 14, 18))}"
+    add_metal(attenuation, [ring_outline(hand, f"finger-{rng.choice((6, 10, 14, 14, 14, 18))}", rng)], grid)
+
+
+def ring_outline(hand: Hand, name: str, rng: np.random.Generator) -> np.ndarray:
+    """The outline (50, 2) of a ring around the finger bone `name`, in image widths."""
     base, tip = hand.axes[name]
     along = (tip - base) / np.hypot(*(tip - base))
     across = np.array([-along[1], along[0]])
@@ -163,9 +182,15 @@ def _add_metal(attenuation: np.ndarray, hand: Hand, person: Person, grid: Raster
     x = np.linspace(-1, 1, 25)[:, None]
     upper = centre + across * half * x + along * (height + arch * x**2)
     lower = centre + across * half * x + along * (-height + arch * x**2)
-    band = np.zeros(attenuation.shape, np.uint8)
-    _fill(band, grid.pixels(np.vstack([upper, lower[::-1]])))
-    attenuation += band.astype(np.float32) * (2.2 / 255)
+    return np.vstack([upper, lower[::-1]])
+
+
+def add_metal(attenuation: np.ndarray, outlines: list[np.ndarray], grid: Raster) -> None:
+    """Add flat metal with these outlines (n, 2), in image widths, to the attenuation; where they overlap, once."""
+    metal = np.zeros(attenuation.shape, np.uint8)
+    for outline in outlines:
+        fill(metal, grid.pixels(outline))
+    attenuation += metal.astype(np.float32) * (METAL / 255)
 
 
 def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> np.ndarray:
@@ -184,7 +209,7 @@ def _expose(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Ge
     grey = grey * np.float32(rng.uniform(215, 250)) + np.float32(rng.uniform(1, 7) + rng.exponential(3))
     _add_marker(grey, hand, grid, rng)
     window = np.zeros((size, size), np.uint8)
-    _fill(window, grid.pixels(hand.collimation))
+    fill(window, grid.pixels(hand.collimation))
     window = cv2.GaussianBlur(window, (0, 0), max(0.25 * grid.mm, 0.5)).astype(np.float32) / 255
     return np.clip(np.rint(grey * window), 0, 255).astype(np.uint8)
 
