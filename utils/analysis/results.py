@@ -129,7 +129,7 @@ def check_same_data(a: Scores, b: Scores) -> None:
     problems += [f"{n} belongs to {a.images.loc[n, 'ID']} and to {b.images.loc[n, 'ID']}" for n in moved]
     files = [read_json(s.run / "data.json", None) for s in (a, b)]
     if None not in files:
-        one, other = ({name: size for name, (size, _) in listed.items()} for listed in files)
+        one, other = ({name: found[0] for name, found in listed.items() if "/" in name} for listed in files)
         stems = {Path(name).stem for name in shared}
         common = [n for n in one if n in other and n.startswith("train/") and Path(n).stem in stems]
         problems += [f"{n} has {one[n]} and {other[n]} bytes" for n in common if one[n] != other[n]]

@@ -4,7 +4,7 @@ The kinds of problems, which of them stop a run, and what to do about each are i
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import shapely
 
 from utils.data.competition import Outline, find_images, find_outlines, read_classes, read_metadata
 from utils.data.findings import KINDS, DataError, Finding
+from utils.data.label_fixes import Fix, apply_label_fixes
 from utils.files import cores, replacing
 
 COLUMNS = ["severity", "kind", "file", "image", "class", "problem", "advice"]
@@ -70,7 +71,13 @@ class DataReport:
             self.table().to_csv(temporary, index=False, errors="backslashreplace")
 
 
-def check_data(data_dir: str | Path, n_folds: int = 0, skip_bad: bool = False) -> DataReport:
+def check_data(
+    data_dir: str | Path,
+    n_folds: int = 0,
+    skip_bad: bool = False,
+    fixes: Sequence[Fix] = (),
+    fixed: str | Path = "",
+) -> DataReport:
     """Read every file of a data folder and list everything that is wrong with it.
 
     Pixels are not decoded, but the checksums over them are compared. One core checks about a thousand images with
@@ -80,6 +87,7 @@ def check_data(data_dir: str | Path, n_folds: int = 0, skip_bad: bool = False) -
         data_dir: the data folder.
         n_folds: number of folds, of which there must not be more than people; 0 checks nothing.
         skip_bad: leave out images with errors: they are `skipped`, and their errors no longer count as such.
+        fixes: corrections of labels, which are checked as corrected; `fixed` is the folder for corrected annotations.
 
     Returns:
         The report; nothing is raised for bad data, except DataError for a folder that is not there.
@@ -90,6 +98,13 @@ def check_data(data_dir: str | Path, n_folds: int = 0, skip_bad: bool = False) -
         classes = read_classes(data_dir)
     except DataError as error:
         classes, findings = [], [*findings, *(Finding("classes", p, "classes.txt") for p in error.problems)]
+    if fixes:
+        dropped = {fix.path for fix in fixes if fix.drop}
+        findings = [f for f in findings if f.image not in dropped]
+        try:
+            table = apply_label_fixes(table, fixes, classes, fixed)
+        except DataError as error:
+            findings += [Finding("label fixes", problem, "label fixes") for problem in error.problems]
     if classes:
         found = table[table["annotation"].map(lambda path: bool(path) and Path(path).exists())]
         with ThreadPoolExecutor(cores()) as pool:  # reading and shapely leave Python's global lock to the others

@@ -23,6 +23,9 @@ KINDS = {
     "classes": Kind("error", "classes.txt holds one class a line, each once; without it the 29 hand bones are meant"),
     "metadata": Kind("error", "correct meta_data.xlsx or remove it; only notebook 01 uses it"),
     "people": Kind("error", "choose a smaller n_folds, or add people: a person is in one fold only"),
+    "label fixes": Kind(
+        "error", "correct the file of label fixes: numbers and labels are those in the annotation file"
+    ),
     "solution": Kind("error", "make solution.csv from these test images, or remove it; only the local score needs it"),
     # images
     "empty image": Kind("error", "copy the file again"),

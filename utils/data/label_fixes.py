@@ -1,16 +1,15 @@
 """Correct labels without changing the annotation files: a YAML list of corrections, applied when a run reads its data.
 
-    - image: ID058/image1661392103627          # <ID>/<name of the file without its ending>
-      why: a left hand labelled in reverse     # for whoever reads it later
-      swap: [[Radius, Ulna]]
-      relabel: {Lunate: Pisiform, 7: Lunate}   # by class, or by the number of one annotation in the file, from 0
-      drop_polygons: [finger-14, 12]           # the same
-    - image: ID325/image1664846270124
-      why: the right order of the carpals is not known
-      drop: true                               # leaves out the whole image
+- image: ID058/image1661392103627          # <ID>/<name of the file without its ending>
+  why: a left hand labelled in reverse     # for whoever reads it later
+  swap: [[Radius, Ulna]]
+  relabel: {Lunate: Pisiform, 7: Lunate}   # by class, or by the number of one annotation in the file, from 0
+  drop_polygons: [finger-14, 12]           # the same
+- image: ID325/image1664846270124
+  why: the right order of the carpals is not known
+  drop: true                               # leaves out the whole image
 """
 
-import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,11 +19,14 @@ import pandas as pd
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from utils.data.competition import MOST_BYTES
+from utils.data.competition import MOST_BYTES, read_index
 from utils.data.findings import DataError
 from utils.errors import unknown
-from utils.files import shown, write_text
+from utils.files import resolve, shown, write_text
 from utils.params import load_yaml
+
+FIXED = "fixed_labels"
+"""Folder in a run's folder for the corrected annotations."""
 
 Number = Annotated[int, Field(ge=0)]
 Label = Annotated[str, Field(min_length=1)]
@@ -52,9 +54,21 @@ class Fix(BaseModel):
         return self
 
     @property
+    def path(self) -> str:
+        """The image's file, relative to the data folder."""
+        return f"train/DCM/{self.image}.png"
+
+    @property
     def new_labels(self) -> dict[str | int, str]:
         """What to write instead of a label, or in the annotation with this number."""
         return self.relabel | {name: other for a, b in self.swap for name, other in ((a, b), (b, a))}
+
+    def __str__(self) -> str:
+        """What is done and why, in one line."""
+        done = ["left out"] if self.drop else []
+        done += [f"{old} becomes {new}" for old, new in self.new_labels.items()]
+        done += [f"{name} dropped" for name in self.drop_polygons]
+        return f"{self.image}: {', '.join(done)} ({self.why})"
 
     def effect(self) -> dict[str, Any]:
         """The corrections without the reason."""
@@ -77,10 +91,24 @@ def read_label_fixes(path: str | Path) -> list[Fix]:
     return fixes
 
 
+def find_fixes(path: str | Path, data_dir: str | Path) -> tuple[Fix, ...]:
+    """Those corrections in a file (relative to the repository; "" for none) whose image the data folder has.
+
+    Says it in a line where the data has other images of a person, but not this one: the name may be misspelt.
+    """
+    if not path:
+        return ()
+    data_dir, fixes = Path(data_dir), read_label_fixes(resolve(path))
+    for fix in fixes:
+        if not (data_dir / fix.path).exists() and (data_dir / fix.path).parent.is_dir():
+            print(f"{shown(resolve(path))}: {fix.image} is not in this data, only other images of that person")
+    return tuple(fix for fix in fixes if (data_dir / fix.path).exists())
+
+
 def apply_label_fixes(
     table: pd.DataFrame, fixes: Sequence[Fix], classes: Sequence[str], folder: str | Path
-) -> tuple[pd.DataFrame, list[str]]:
-    """The index with corrected labels.
+) -> pd.DataFrame:
+    """The index with corrected labels: without the images that are dropped, with other files in the column annotation.
 
     Args:
         table: the rows of `read_index` or `find_images`.
@@ -89,33 +117,36 @@ def apply_label_fixes(
         folder: where the corrected annotations are written, `<ID>/<name>.json`. A file that is right is not touched,
             so that its time tells the cache whether the labels changed.
 
-    Returns:
-        The table without the images that are dropped, and with the corrected files in the column annotation; and one
-        line of text that says what was done, by image, the data's images only.
-
     Raises:
         DataError: with all corrections that do not fit the annotations: a label or number that the file does not have,
             a new label that is no class.
     """
     by_image = {fix.image: fix for fix in fixes}
     keys = table["ID"] + "/" + table["image_name"].map(lambda name: Path(name).stem)
-    here = keys.isin(by_image) & (table["split"] == "train")
-    table, lines, problems, dropped = table.copy(), [], [], []
-    for index, key in keys[here].items():
-        fix = by_image[key]
-        lines.append(f"{key}: {', '.join(_words(fix))} ({fix.why})")
-        if fix.drop:
-            dropped.append(index)
-            continue
-        text, wrong = corrected(Path(table.at[index, "annotation"]), fix, classes)
-        problems += [f"{key}: {problem}" for problem in wrong]
-        if text and not problems:
-            path = Path(folder) / f"{key}.json"
-            _write_if_changed(path, text)
-            table.at[index, "annotation"] = str(path)
+    found = keys[keys.isin(by_image) & (table["split"] == "train")].map(by_image)
+    texts, problems = {}, []
+    for index, fix in found.items():
+        if not fix.drop:
+            texts[index], wrong = corrected(Path(table.loc[index, "annotation"]), fix, classes)
+            problems += [f"{fix.image}: {problem}" for problem in wrong]
     if problems:
         raise DataError("these label fixes do not fit the annotations", problems)
-    return table.drop(index=dropped).reset_index(drop=True), lines
+    table, folder = table.copy(), Path(folder)
+    if any(texts.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", mode=0o666):  # steps of a run start together
+            for index, text in texts.items():
+                if text:
+                    table.loc[index, "annotation"] = str(_write_if_changed(folder / f"{found[index].image}.json", text))
+    return table.drop(index=[index for index, fix in found.items() if fix.drop]).reset_index(drop=True)
+
+
+def read_fixed_index(
+    data_dir: str | Path, fixes: Sequence[Fix], classes: Sequence[str], folder: str | Path, skip: Iterable[str] = ()
+) -> pd.DataFrame:
+    """`read_index` with corrected labels; see there and `apply_label_fixes`. Dropped images may be damaged ones."""
+    table = read_index(data_dir, skip=[*skip, *(fix.path for fix in fixes if fix.drop)])
+    return apply_label_fixes(table, fixes, classes, folder)
 
 
 def corrected(path: Path, fix: Fix, classes: Iterable[str]) -> tuple[str, list[str]]:
@@ -126,7 +157,7 @@ def corrected(path: Path, fix: Fix, classes: Iterable[str]) -> tuple[str, list[s
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig")) if path.stat().st_size <= MOST_BYTES else None
         annotations = content["annotations"]
-        labels = [annotation["label"] for annotation in annotations]
+        labels = [str(annotation["label"]) for annotation in annotations]
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return "", []
     new, known, problems = fix.new_labels, [*range(len(labels)), *labels], []
@@ -136,28 +167,18 @@ def corrected(path: Path, fix: Fix, classes: Iterable[str]) -> tuple[str, list[s
             problems.append(what or unknown("label", name, dict.fromkeys(map(str, labels))))
     problems += [unknown("class", name, classes) for name in new.values() if name not in classes]
     kept = []
-    for number, (annotation, label) in enumerate(zip(copy.deepcopy(annotations), labels, strict=True)):
+    for number, (annotation, label) in enumerate(zip(annotations, labels, strict=True)):
         if number in fix.drop_polygons or label in fix.drop_polygons:
             continue
-        annotation["label"] = new.get(number, new.get(label, label))
-        kept.append(annotation)
+        changed = new.get(number, new.get(label))
+        kept.append(annotation | {"label": changed} if changed else annotation)
     return json.dumps(content | {"annotations": kept}, ensure_ascii=False), problems
 
 
-def _words(fix: Fix) -> Iterable[str]:
-    if fix.drop:
-        yield "left out"
-    if fix.new_labels:
-        yield f"{len(fix.new_labels)} labels changed"
-    if fix.drop_polygons:
-        yield f"{len(fix.drop_polygons)} polygons or classes dropped"
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock"), mode=0o666):  # steps of a run start together
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+def _write_if_changed(path: Path, text: str) -> Path:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return path
 
 
 def _problem(error: dict[str, Any], found: Any) -> str:

@@ -51,7 +51,9 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
             (run / step.name / "inputs.json").unlink(missing_ok=True)
 
     record = read_json(run / "data.json")
-    images = sorted(n for n in record if n.startswith("train/DCM/") and n not in record.get("skipped", ()))
+    without = {*record.get("skipped", ())}
+    without |= {f"train/DCM/{fix['image']}.png" for fix in record.get("label_fixes", ()) if fix.get("drop")}
+    images = sorted(n for n in record if n.startswith("train/DCM/") and n not in without)
     split = [planned[-1].parameters.get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
     before = read_json(run / "run.json", {})

@@ -14,9 +14,10 @@ import utils.models
 import utils.training.losses
 import utils.training.optimizers  # noqa: F401  (the built-in parts of every kind are registered)
 from utils.data.cache import Cache
-from utils.data.competition import read_classes, read_index
+from utils.data.competition import read_classes
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
+from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index
 from utils.data.loader import FoldData, check_crops
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve
@@ -32,7 +33,8 @@ class Run:
 
     data_dir: the data folder. output_dir: the run's folder. step: the notebook's name. table: one row per image, as
     `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with. skipped: images that
-    `run_all.sh --skip-bad` left out of the table, such as "test/DCM/ID003/image5.png".
+    `run_all.sh --skip-bad` left out of the table, such as "test/DCM/ID003/image5.png". fixes: the corrections of labels
+    that concern this data; the table has corrected annotations, those in `fixed`, and lacks what was dropped.
     """
 
     data_dir: Path
@@ -43,6 +45,7 @@ class Run:
     n_folds: int
     seed: int
     skipped: tuple[str, ...] = ()
+    fixes: tuple[Fix, ...] = ()
 
     @cached_property
     def folds(self) -> pd.DataFrame:
@@ -56,6 +59,11 @@ class Run:
     def folder(self) -> Path:
         """Where this notebook's results go."""
         return self.output_dir / self.step
+
+    @property
+    def fixed(self) -> Path:
+        """Where the corrected annotations are."""
+        return self.output_dir / FIXED
 
     @property
     def test(self) -> list[str]:
@@ -122,7 +130,7 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
 
     Args:
         parameters: a notebook's checked parameters. Read are data_dir, output_dir, n_folds and seed, and, if the
-            notebook has them, plugins and the names of parts.
+            notebook has them, label_fixes, plugins and the names of parts.
         step: the notebook's name, such as "03_train".
         needs: an earlier notebook, which is run first if its results are missing.
 
@@ -132,7 +140,7 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
     Raises:
         Problems: for plugins that can't be imported.
         UnknownPart: for names of parts that are not registered; the message has the nearest names.
-        DataError: for a data folder that can't be used.
+        DataError: for a data folder or label fixes that can't be used.
         FileNotFoundError: if the parameter `model` names a model without results of `needs`.
     """
     tune_process()
@@ -143,5 +151,6 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
         run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"))
     output_dir = resolve(parameters["output_dir"])
     skipped = tuple(read_json(output_dir / "data.json", {}).get("skipped", ()))
-    table, classes = read_index(data_dir, skip=skipped), read_classes(data_dir)
-    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"], skipped)
+    fixes, classes = find_fixes(parameters.get("label_fixes", ""), data_dir), read_classes(data_dir)
+    table = read_fixed_index(data_dir, fixes, classes, output_dir / FIXED, skipped)
+    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"], skipped, fixes)

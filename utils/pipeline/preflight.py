@@ -7,15 +7,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 
 from utils.data.check import DataReport, check_data
-from utils.data.competition import HAND_BONES, read_classes, read_index
+from utils.data.competition import HAND_BONES, read_classes
 from utils.data.findings import DataError, Finding
+from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index
 from utils.errors import Problems
 from utils.files import ROOT, read_json, shown, write_json
 from utils.pipeline import resources
@@ -58,17 +59,20 @@ def preflight(
         RunError: the run's folder belongs to other data.
     """
     problems: list[str] = []
+    fixes: tuple[Fix, ...] = ()
     with noted(problems):
         assign_plugins(planned)
     data = find_data(run, data, profile)
     record, classes = fingerprint(data), list(HAND_BONES)
     with suppress(DataError):  # then the report says it
         classes = read_classes(data)
+    with noted(problems):
+        fixes = fixes_of(planned, data)
     process = start_trying(run, planned, classes, sum(name.startswith("train/DCM/") for name in record), again)
     try:
         n_folds = max((step.parameters.get("n_folds", 0) for step in planned), default=0)
-        report = examine(data, n_folds, skip_bad)
-        print(report, flush=True)
+        report = examine(data, n_folds, skip_bad, fixes, run / FIXED)
+        print(report, *(f"  corrected: {fix}" for fix in fixes), sep="\n", flush=True)
         report.write(run / "data_report.csv")
         tried = what_was_tried(run, process)
     finally:
@@ -78,7 +82,7 @@ def preflight(
     problems += tried["problems"]
     if not report.errors:
         with noted(problems):
-            table = read_index(data, skip=report.skipped)
+            table = read_fixed_index(data, fixes, classes, run / FIXED, report.skipped)
             problems += machine_problems(run, planned, table, classes, tried["parameters"], jobs or profile.jobs, local)
     problems += map(str, report.errors)
     if problems:
@@ -86,6 +90,7 @@ def preflight(
         title = f"{run.name} can't start{advice if report.errors else ''}"
         raise PreflightError(title, problems, shown=40)
     record |= {"skipped": list(report.skipped)} if report.skipped else {}
+    record |= {"label_fixes": [fix.effect() for fix in fixes]} if fixes else {}
     if record != read_json(run / "data.json", {}):
         write_json(run / "data.json", record)
 
@@ -103,9 +108,22 @@ def find_data(run: Path, data: Path | None, profile: Profile) -> Path:
     return data
 
 
-def examine(data: Path, n_folds: int = 0, skip_bad: bool = False) -> DataReport:
+def fixes_of(planned: list[Step], data: Path) -> tuple[Fix, ...]:
+    """The corrections of labels that concern this data; PreflightError if steps name different files of them."""
+    named = {step.name: found["label_fixes"] for step in planned if "label_fixes" in (found := step.all_parameters())}
+    if len(set(named.values())) > 1:
+        wrong = [f"{step}: label_fixes is {path!r}" for step, path in named.items()]
+        raise PreflightError(
+            "steps differ", [*wrong, "cache and folds are shared: set label_fixes under `parameters:`"]
+        )
+    return find_fixes(next(iter(named.values()), ""), data)
+
+
+def examine(
+    data: Path, n_folds: int = 0, skip_bad: bool = False, fixes: Sequence[Fix] = (), fixed: str | Path = ""
+) -> DataReport:
     """`check_data`, and whether solution.csv fits the test images. Raises DataError if there is no such folder."""
-    report = check_data(data, n_folds, skip_bad)
+    report = check_data(data, n_folds, skip_bad, fixes, fixed)
     general = [finding for finding in report.findings if finding.is_error and not finding.image]
     solution = data / "solution.csv"
     if solution.exists() and not general:
@@ -201,7 +219,8 @@ def noted(problems: list[str]) -> Iterator[None]:
 
 def _files(run: Path) -> dict:
     """The fingerprint of the data that the run's folder was made from."""
-    return {name: value for name, value in read_json(run / "data.json", {}).items() if name != "skipped"}
+    record = read_json(run / "data.json", {})
+    return {name: value for name, value in record.items() if name not in ("skipped", "label_fixes")}
 
 
 def _round_up(size: float) -> str:

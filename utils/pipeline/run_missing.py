@@ -6,7 +6,7 @@ from typing import Any
 from utils.files import ROOT, resolve, shown
 from utils.params import declared
 
-SHARED = ("data_dir", "output_dir", "plugins", "n_folds", "seed", "device", "precision", "num_workers")
+SHARED = ("data_dir", "output_dir", "label_fixes", "plugins", "n_folds", "seed", "device", "precision", "num_workers")
 """Parameters that an earlier notebook takes over from the one that needs it."""
 
 
