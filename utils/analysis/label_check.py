@@ -25,8 +25,8 @@ than this factor."""
 PLACE_SPREADS, PLACE_FLOOR = 3.9, 0.1
 """A bone is out of place if its distance from the expected place is more than this many times the 75th percentile over
 the images, and more than this (in units of the hand's radius). A fifth of wrong labels hardly moves that percentile."""
-WIDTH_SPREADS, WIDTH_RATIO = 6.0, 1.35
-"""A width along a bone is unusual by the same rule as an area."""
+WIDTH_SPREADS, WIDTH_RATIO = 5.0, 1.35
+"""A width along a bone is unusual by the rule for areas."""
 
 
 def suspicious(found: Survey) -> pd.DataFrame:
@@ -125,13 +125,13 @@ def _widths(found: Survey) -> list[tuple]:
     for name, whole in bones[~(cut | (bones["right"] == bones["width"]))].groupby("class"):
         if len(whole) < max(10, 0.5 * (bones["class"] == name).sum()):  # others of the class end where the image ends
             continue
-        relative = np.log(whole[WIDTHS].to_numpy(float) + 0.05)  # so that a tip, almost without width, counts little
+        relative = np.log(np.maximum(whole[WIDTHS[1:-1]].to_numpy(float), 0.05))  # both tips vary too much
         relative = relative - np.median(relative, axis=0)
         limit = np.maximum(WIDTH_SPREADS * 1.4826 * np.median(abs(relative), axis=0), np.log(WIDTH_RATIO))
         score = abs(relative) / limit
         for i in np.flatnonzero(score.max(axis=1) > 1):
             k = int(score[i].argmax())
-            text = reason.format(np.exp(relative[i, k]), k / (len(WIDTHS) - 1))
+            text = reason.format(np.exp(relative[i, k]), (k + 1) / (len(WIDTHS) - 1))
             rows.append((whole["image_name"].iloc[i], name, text, float(score[i, k])))
     return rows
 

@@ -47,7 +47,10 @@ def suspects(odd: pd.DataFrame, disagreeing: pd.DataFrame | None = None) -> pd.D
     the highest one of each, so what both found comes first; found_by is geometry, out of fold, or both.
     """
     given = {"geometry": odd, "out of fold": disagreeing}
-    rows = pd.concat([table.assign(by=by) for by, table in given.items() if table is not None], ignore_index=True)
+    tables = [table.assign(by=by) for by, table in given.items() if table is not None and len(table)]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    rows = pd.concat(tables, ignore_index=True)
     grouped = rows.groupby(["image_name", "ID", "class"], sort=False)
     found = grouped.agg(
         found_by=("by", lambda by: "both" if len(set(by)) > 1 else by.iloc[0]),
@@ -65,15 +68,15 @@ def suspects(odd: pd.DataFrame, disagreeing: pd.DataFrame | None = None) -> pd.D
 def draft_fixes(found: pd.DataFrame) -> list[Fix]:
     """A correction for each image of `suspects`, in its order, for a person to check.
 
-    Labels that lie where others are expected are exchanged, if those are suspicious too; the end of an open chain takes
-    the label that is left over. All other images are dropped.
+    Labels that lie where others are expected are exchanged, where that explains everything suspicious in the image; the
+    end of an open chain takes the label that is left over. All other images are dropped.
     """
     fixes = []
     for (ID, name), rows in found.groupby(["ID", "image_name"], sort=False):
         reasons = "; ".join(f"{row['class'] or 'image'}: {row['reason']}" for _, row in rows.head(5).iterrows())
         moved = rows[rows["expected"] != ""]
         labels = _closed(dict(zip(moved["class"], moved["expected"], strict=True)))
-        exchanged = bool(labels) and set(labels) <= set(rows["class"])
+        exchanged = bool(labels) and set(labels) == set(rows["class"])
         change: dict[str, Any] = {"relabel": labels} if exchanged else {"drop": True}
         fixes.append(Fix(image=f"{ID}/{Path(name).stem}", why=f"to check: {reasons}", **change))
     return fixes

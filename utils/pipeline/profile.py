@@ -64,6 +64,8 @@ class Sample(_Strict):
     test_people: Annotated[int, Field(ge=1)] = 12
     image_size: Annotated[int, Field(ge=128)] = 2048
     seed: Annotated[int, Field(ge=0)] = 0
+    label_errors: Annotated[int, Field(ge=0)] = 0
+    artefacts: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Profile(_Strict):
