@@ -213,7 +213,10 @@ def test_a_run_opens_with_corrected_labels_and_notes_what_counts(data, tmp_path)
     assert record() == (noted, folds_of), "reasons and other data's images rerun nothing"
     assert (run / "folds.csv").exists()
     written(path, f"- {{image: {one}, why: x, drop: true}}")
+    with pytest.raises(DataError, match="was made with other label fixes"):
+        open_run(parameters, "01_eda")
     later, folds_of_others = record()
+    assert len(open_run(parameters, "01_eda").fixes) == 1
     assert later != noted and folds_of_others != folds_of and not (run / "folds.csv").exists()
 
 

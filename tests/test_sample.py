@@ -279,6 +279,22 @@ def test_a_finished_sample_is_kept_and_nothing_else_is_touched(folder, tmp_path,
     assert not [p for p in tmp_path.iterdir() if "full" in p.name and p.is_dir()]
 
 
+def test_without_flaws_nothing_of_them_is_written_and_bad_numbers_of_them_are_refused(folder, tmp_path):
+    assert not (folder / "planted.json").exists()
+    assert list(generator.files.read_json(folder / "sample.json")) == ["generator", "version", *SMALL, "seed"]
+    with pytest.raises(DataError, match=r"label_errors = 7; expected 0 to 6(?s:.*)artefacts = 1\.5; expected a share"):
+        generator.make_sample(tmp_path / "none", **SMALL, label_errors=7, artefacts=1.5)
+
+
+def test_a_planted_error_changes_one_image_only(folder, tmp_path):
+    flawed = generator.make_sample(tmp_path / "flawed", **SMALL, label_errors=1, threads=1)
+    (path,) = generator.files.read_json(flawed / "planted.json")
+    before, after = digests(folder), digests(flawed)
+    changed = {name for name in after if before.get(name) != after[name]}
+    annotation = path.replace("/DCM/", "/outputs_json/").replace(".png", ".json")
+    assert {annotation} <= changed <= {annotation, path, "planted.json", "sample.json"}
+
+
 def test_ensure_sample_makes_the_default_once_and_returns_other_folders(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(generator, "DEFAULT_FOLDER", tmp_path / "data" / "sample")
     made = generator.ensure_sample("", **SMALL, threads=1)

@@ -105,6 +105,12 @@ def find_fixes(path: str | Path, data_dir: str | Path) -> tuple[Fix, ...]:
     return tuple(fix for fix in fixes if (data_dir / fix.path).exists())
 
 
+def same_effect(fixes: Iterable[Fix], recorded: list[dict[str, Any]]) -> bool:
+    """Whether these corrections do what a run's data.json records: the order and the reasons do not matter."""
+    wanted = json.loads(json.dumps([fix.effect() for fix in fixes]))  # JSON writes numbers of annotations as text
+    return sorted(wanted, key=lambda fix: fix["image"]) == sorted(recorded, key=lambda fix: fix["image"])
+
+
 def apply_label_fixes(
     table: pd.DataFrame, fixes: Sequence[Fix], classes: Sequence[str], folder: str | Path
 ) -> pd.DataFrame:

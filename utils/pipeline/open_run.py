@@ -15,12 +15,13 @@ import utils.training.losses
 import utils.training.optimizers  # noqa: F401  (the built-in parts of every kind are registered)
 from utils.data.cache import Cache
 from utils.data.competition import read_classes
+from utils.data.findings import DataError
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
-from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index
+from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect
 from utils.data.loader import FoldData, check_crops
 from utils.device import tune_process
-from utils.files import Progress, read_json, resolve
+from utils.files import Progress, read_json, resolve, shown
 from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
@@ -150,7 +151,11 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
     if needs:
         run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"))
     output_dir = resolve(parameters["output_dir"])
-    skipped = tuple(read_json(output_dir / "data.json", {}).get("skipped", ()))
+    record = read_json(output_dir / "data.json", {})
+    skipped = tuple(record.get("skipped", ()))
     fixes, classes = find_fixes(parameters.get("label_fixes", ""), data_dir), read_classes(data_dir)
+    if record and not same_effect(fixes, record.get("label_fixes", [])):
+        advice = "name the run's own file in the parameter label_fixes, or choose another output_dir"
+        raise DataError(f"{shown(output_dir)} was made with other label fixes", [advice])
     table = read_fixed_index(data_dir, fixes, classes, output_dir / FIXED, skipped)
     return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"], skipped, fixes)
