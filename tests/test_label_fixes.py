@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,22 @@ def test_the_cache_makes_again_what_fixes_changed_and_nothing_else(data, tmp_pat
     assert made([fix.model_copy(update={"why": "for another reason"}), Fix(image=two, why="-", drop=True)])[0] == 0
     count, back = made([])
     assert count == 1 and back.truth == plain.truth
+
+
+def test_a_corrected_data_folder_reads_like_the_fixed_index(data, tmp_path):
+    one, two, three, *_ = names(data)
+    text = f"- {{image: {one}, why: x, swap: [[Radius, Ulna]]}}\n- {{image: {two}, why: y, drop: true}}"
+    path, out = written(tmp_path / "fixes.yaml", text), tmp_path / "out" / "data"
+    command = [sys.executable, "-m", "utils.data.label_fixes", str(data), str(path), str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{one}: Radius becomes Ulna" in done.stdout and done.stdout.endswith(f"{out}\n")
+    expected = read_fixed_index(data, read_label_fixes(path), HAND_BONES, tmp_path / "fixed")
+    found = read_index(out)
+    assert found["image_name"].tolist() == expected["image_name"].tolist() and found["age"].equals(expected["age"])
+    assert polygons(found, one) == polygons(expected, one) and polygons(found, three) == polygons(expected, three)
+    assert check_data(out).errors == []
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "exists already" in again.stderr
 
 
 def test_wrists_are_measured_on_corrected_labels(data, tmp_path):

@@ -8,8 +8,12 @@
 - image: ID325/image1664846270124
   why: the right order of the carpals is not known
   drop: true                               # leaves out the whole image
+
+A run applies them by the parameter label_fixes. For other programs, such as utils.formats, this makes a corrected data
+folder, whose other files are links: python -m utils.data.label_fixes DATA FIXES.yaml OUTDIR
 """
 
+import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,10 +23,10 @@ import pandas as pd
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from utils.data.competition import MOST_BYTES, read_index
+from utils.data.competition import MOST_BYTES, read_classes, read_index
 from utils.data.findings import DataError
 from utils.errors import unknown
-from utils.files import resolve, shown, write_text
+from utils.files import replacing_folder, resolve, shown, write_text
 from utils.params import load_yaml
 
 FIXED = "fixed_labels"
@@ -199,3 +203,40 @@ def _problem(error: dict[str, Any], found: Any) -> str:
         return f"entry {number} ({name}): {unknown('key', str(place[-1]), Fix.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"entry {number} ({name}){f', {where}' if where else ''}: {message}"
+
+
+def write_fixed_data(data_dir: str | Path, fixes: Sequence[Fix], out: str | Path) -> None:
+    """Make the data folder `out` with corrected labels; its other files are symbolic links. DataError if it exists."""
+    data_dir, out = Path(data_dir).resolve(), Path(out).resolve()
+    if out.exists():
+        raise DataError(f"{out} exists already", ["name a new folder"])
+    with replacing_folder(out) as new:
+        labels = new / "train" / "outputs_json"
+        table = read_fixed_index(data_dir, fixes, read_classes(data_dir), labels)
+        annotations = [path for path in table["annotation"] if path and not Path(path).is_relative_to(labels)]
+        others = [
+            path for name in ("meta_data.xlsx", "classes.txt", "solution.csv") if (path := data_dir / name).exists()
+        ]
+        for path in map(Path, [*table["image"], *annotations, *others]):
+            link = new / path.relative_to(data_dir)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+
+
+def main() -> None:
+    """The command line: make a corrected data folder."""
+    parser = argparse.ArgumentParser(prog="python -m utils.data.label_fixes", description=__doc__.split("\n")[0])
+    parser.add_argument("data", metavar="DATA", type=Path, help="data folder, which stays as it is")
+    parser.add_argument("fixes", metavar="FIXES", type=Path, help="YAML file of corrections")
+    parser.add_argument("out", metavar="OUTDIR", type=Path, help="the new data folder")
+    given = parser.parse_args()
+    try:
+        fixes = find_fixes(given.fixes.resolve(), given.data)
+        write_fixed_data(given.data, fixes, given.out)
+    except DataError as error:
+        parser.exit(2, f"{error}\n")
+    print(*fixes, given.out, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
