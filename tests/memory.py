@@ -44,6 +44,8 @@ from utils.sample.generator import make_sample
 
 LIMIT = 8000
 """MB that no process may reach."""
+FEWEST = 12
+"""Images of a part, at least: enough that every queue has been full once."""
 GROWTH = 300
 """MB by which a step with all images may exceed the same step with a part of them; a result of 29 masks takes 0.1."""
 SIDE = 2048
@@ -171,7 +173,7 @@ STEPS: dict[str, tuple[Callable[[Path, int, int], None], int, int]] = {
     "cache at 1024": (run_cache, 1024, 1),
     "cache at 2048": (run_cache, 2048, 10),
     "prediction at 1024 (04)": (run_predict, 1024, 40),
-    "prediction at 2048 (04)": (run_predict, 2048, 100),
+    "prediction at 2048 (04)": (run_predict, 2048, 50),
     "soft vote at 1024 (05)": (run_vote, 1024, 1),
     "soft vote at 2048 (05)": (run_vote, 2048, 10),
     "out-of-fold scores at 1024 (05)": (run_out_of_fold, 1024, 1),
@@ -210,7 +212,7 @@ def measure_all(words: list[str], images: int, fold_models: int) -> list[str]:
             if words and not any(word in name for word in words):
                 continue
             peaks = []
-            for count in sorted({max(images // part // 4, 8), max(images // part, 8)}):
+            for count in sorted({max(images // part // 4, FEWEST), max(images // part, FEWEST)}):
                 if count not in made:
                     made[count] = make_data(Path(folder), count)
                 row = measure(name, made[count], count, fold_models)
