@@ -1,6 +1,8 @@
 """Intervals and p-values by person against scipy and exhaustive enumeration; HD95 against its definition."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 
 from tests.strategies import floats
+from utils.files import ROOT
 from utils.masks import resampling, rle
 from utils.masks.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
 from utils.masks.surface import hd95
@@ -146,6 +149,16 @@ def test_hd95_is_that_of_erosion_and_distance_transform():
     found = hd95([rle.encode(a) for a, _ in pairs], [rle.encode(b) for _, b in pairs], size)
     assert found == pytest.approx([reference_hd95(a, b) for a, b in pairs], abs=1e-9)
     assert found[-4:].tolist() == [0, np.hypot(*size), 0, np.hypot(*size)]
+
+
+def test_hd95_at_the_border_survives_without_denormal_numbers():
+    script = (
+        "import numpy as np\nfrom utils.device import tune_process\nfrom utils.masks import rle\n"
+        "from utils.masks.surface import hd95\ntune_process()\nmask = rle.encode(np.ones((61, 47), bool))\n"
+        "print(hd95([mask], [mask], (61, 47)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, "[0.]"), found.stderr
 
 
 def test_hd95_of_a_shifted_square_is_the_shift():
