@@ -8,7 +8,16 @@ import time
 import psutil
 import pytest
 
-from utils.files import WORKS_FOR, delete_temporary, read_json, replacing, write_json, write_text
+from utils.files import (
+    WORKS_FOR,
+    delete_temporary,
+    read_json,
+    replacing,
+    replacing_folder,
+    restore_folder,
+    write_json,
+    write_text,
+)
 from utils.pipeline.changes import prepare_partial
 from utils.pipeline.leftovers import end_processes
 from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried
@@ -148,3 +157,22 @@ def test_temporary_files_of_killed_writers_are_found(tmp_path):
         "b.csv",
         ".hidden.part.csv",
     }
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["killed between the renames", "killed after them"])
+def test_a_folder_whose_writer_was_killed_is_whole(tmp_path, newer):
+    folder, old = tmp_path / "best", tmp_path / ".best.old"
+    write_text(old / "weights", "older")
+    write_text(tmp_path / ".best.part" / "weights", "half")
+    if newer:
+        write_text(folder / "weights", "newer")
+    expected = "newer" if newer else "older"
+    with pytest.raises(KeyError), replacing_folder(folder) as new:  # the next writer fails
+        assert not any(new.iterdir())
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (folder / "weights").read_text() == expected
+    folder.rename(old)
+    restore_folder(folder)
+    restore_folder(folder)
+    assert (folder / "weights").read_text() == expected and not old.exists()

@@ -124,11 +124,14 @@ def delete_temporary(folder: str | Path, name: str = "") -> None:
 
 @contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new, empty folder beside `folder`; on success it takes `folder`'s place, with everything in it."""
+    """Yield a new, empty folder beside `folder`; on success it takes `folder`'s place, with everything in it.
+
+    Raises DiskFullError where there is no space for it; the older folder is kept. If the writer is killed,
+    `restore_folder` brings the older one back.
+    """
+    restore_folder(folder)
     folder = Path(folder)
-    temporary, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
-        _remove(leftover)
+    temporary, old = _beside(folder)
     with temporarily(temporary, folder):
         temporary.mkdir(parents=True)
         yield temporary
@@ -136,6 +139,19 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
             folder.rename(old)
         temporary.rename(folder)
     _remove(old)
+
+
+def restore_folder(folder: str | Path) -> None:
+    """End what a killed `replacing_folder` began: the older folder goes back to its place if no newer one is there.
+
+    For the process that writes the folder; another one might interrupt it between its two renames.
+    """
+    folder = Path(folder)
+    temporary, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (old, temporary):
+        _remove(leftover)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -196,6 +212,11 @@ def open_arrays(path: str | Path) -> Iterator["NpzFile"]:
             yield arrays
     except (ValueError, TypeError, AttributeError, LookupError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{shown(path)} is damaged ({error})") from error
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the new folder is written, and where the older one is while the new one takes its place."""
+    return folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
 
 
 def _no_space(error: BaseException | None) -> bool:

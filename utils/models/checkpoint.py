@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import math
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from utils.files import shown, temporarily, write_json
+from utils.files import replacing_folder, shown, write_json
 from utils.models.base import ModelError, PaddedModel
 from utils.models.build import build_model
 from utils.registry import find_part, list_parts
@@ -103,35 +102,14 @@ def save_checkpoint(folder: str | Path, model: PaddedModel, config: Config, half
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: _halved(tensor) for name, tensor in state.items()}
-    folder = Path(folder)
-    restore_checkpoint(folder)
-    temporary, old = _beside(folder, "part"), _beside(folder, "old")
-    with temporarily(temporary, folder):
-        temporary.mkdir(parents=True)
-        save_file(state, temporary / WEIGHTS)
-        write_json(temporary / CONFIG, asdict(config))
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(folder) as new:
+        save_file(state, new / WEIGHTS)
+        write_json(new / CONFIG, asdict(config))
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:
     smaller = tensor.half() if tensor.dtype == torch.float32 else tensor
     return smaller if smaller.isfinite().all() else tensor
-
-
-def restore_checkpoint(folder: str | Path) -> None:
-    """End what a killed `save_checkpoint` began: the older checkpoint goes back to its place if no newer one is there.
-
-    For the process that writes the checkpoint; another one might interrupt it between its two renames.
-    """
-    folder = Path(folder)
-    old = _beside(folder, "old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for leftover in (old, _beside(folder, "part")):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_config(folder: str | Path) -> Config:
@@ -235,10 +213,6 @@ def load_weights(model: PaddedModel, folder: str | Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(f"{shown(path)} does not fit the model: {error}") from error
-
-
-def _beside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f".{folder.name}.{ending}")
 
 
 def _problems(config: Config) -> list[str]:

@@ -19,16 +19,9 @@ from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
 from utils.data.loader import FoldData, plain_loader, training_loader
 from utils.device import choose_device
-from utils.files import delete_temporary, resolve, shown
+from utils.files import delete_temporary, resolve, restore_folder, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
-from utils.models.checkpoint import (
-    Config,
-    describe_network,
-    hash_people,
-    load_weights,
-    read_config,
-    restore_checkpoint,
-)
+from utils.models.checkpoint import Config, describe_network, hash_people, load_weights, read_config
 from utils.training import faults
 from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
 from utils.training.precision import choose_precision
@@ -127,7 +120,7 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
     folder.mkdir(parents=True, exist_ok=True)
     delete_temporary(folder)
     for name in ("best", "last"):
-        restore_checkpoint(folder / name)
+        restore_folder(folder / name)
     people = set(hash_people(data.train["ID"])) | set(data.known)
     if settings.init_checkpoint:
         people |= start_from(model, data, settings.init_checkpoint)
