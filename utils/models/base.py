@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import unknown
+from utils.models.instances import Instances, instances_of
 from utils.models.windows import sliding_windows
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -30,7 +31,8 @@ class PaddedModel(nn.Module):
     """Runs `network` at any image size: pads right and below to a multiple of `multiple`, crops the logits back.
 
     Forward: float (N, 3, H, W) to logits (N, classes, H, W), in training too. A network with auxiliary outputs or a
-    loss of its own has a method `training_loss(image, label, loss)`; all others are trained on their logits.
+    loss of its own has a method `training_loss(image, label, loss)`; all others are trained on their logits. An
+    instance model has a method `instances(image)`, and its logits are those of `class_logits` in `models.instances`.
 
     mean, std: of the normalisation that the network expects, one number per channel for images from 0 to 1. They are
     ImageNet's unless encoder weights that need others were loaded. made_from: the arguments of `build_model`. window:
@@ -58,6 +60,16 @@ class PaddedModel(nn.Module):
         height, width = image.shape[-2:]
         return self.network(self._pad(image, "replicate"))[..., :height, :width]
 
+    def instances(self, image: torch.Tensor) -> list[Instances]:
+        """The instances in each image, float (N, 3, H, W), highest score first; masks at the size of the input.
+
+        Those of the network's own method `instances` where it has one, else the connected pieces of its classes. They
+        are found in the whole image at once, also by a network that was trained on crops.
+        """
+        if not hasattr(self.network, "instances"):
+            return instances_of(self(image))
+        return [each.crop(*image.shape[-2:]) for each in self.network.instances(self._pad(image, "replicate"))]
+
     def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
         """The scalar to minimise; image float (N, 3, H, W), label float (N, classes, H, W) in [0, 1]."""
         if hasattr(self.network, "training_loss"):
@@ -74,8 +86,11 @@ def start_from_prior(model: nn.Module, prior: torch.Tensor) -> None:
 
     A bone covers about half a per cent of an image. With a bias of 0 the network first predicts bone at half of all
     pixels, and a short training spends most of its steps on correcting that (Lin et al. 2017, section 3.3). Nothing
-    happens if no convolution with a bias has `classes` outputs.
+    happens if no convolution with a bias has `classes` outputs, nor to an instance model: its last layer sees one
+    object.
     """
+    if hasattr(getattr(model, "network", model), "instances"):
+        return
     layers = [
         m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == len(prior) and m.bias is not None
     ]
