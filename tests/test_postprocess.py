@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from utils.errors import Problems
-from utils.inference.postprocess import build_postprocess, pieces
+from utils.inference.postprocess import build_postprocess
 from utils.masks import rle
+from utils.masks.pieces import find_pieces
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 CORNERS = np.ones((3, 3))
@@ -30,7 +31,7 @@ def without_small(mask, pixels):
 @given(mask=MASKS)
 @example(mask=np.ones((3, 4), bool))
 def test_pieces_are_those_of_the_pixels(mask):
-    _, _, piece, areas = pieces(rle.parse(rle.encode(mask)), mask.shape)
+    _, _, piece, areas = find_pieces(rle.parse(rle.encode(mask)), mask.shape)
     label, count = ndimage.label(mask, CORNERS)
     assert len(areas) == count and len(set(piece)) == count
     assert sorted(areas) == sorted(ndimage.sum_labels(mask, label, np.arange(1, count + 1)))

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from utils.errors import Problems, unknown
 from utils.masks import rle
+from utils.masks.pieces import cut_rows, find_pieces, label_runs
 from utils.masks.rle import Runs
 
 Size = tuple[int, int]
@@ -15,20 +14,20 @@ Size = tuple[int, int]
 
 def largest(runs: Runs, size: Size) -> Runs:
     """Only the largest piece of a mask; pixels that touch at a corner belong together."""
-    starts, ends, piece, areas = pieces(runs, size)
+    starts, ends, piece, areas = find_pieces(runs, size)
     return _joined(starts, ends, piece == areas.argmax()) if len(areas) > 1 else runs
 
 
 def min_area(runs: Runs, size: Size, pixels: int) -> Runs:
     """Without the pieces that have fewer than `pixels` pixels."""
-    starts, ends, piece, areas = pieces(runs, size)
+    starts, ends, piece, areas = find_pieces(runs, size)
     return _joined(starts, ends, (areas >= pixels)[piece]) if len(areas) else runs
 
 
 def fill_holes(runs: Runs, size: Size) -> Runs:
     """With everything set that the mask encloses: from where no way leads out except across corners of pixels."""
     width = size[1]
-    starts, ends = _rows(runs, width)
+    starts, ends, _ = cut_rows(runs, width)
     if not len(starts):
         return runs
     row = starts // width
@@ -37,8 +36,8 @@ def fill_holes(runs: Runs, size: Size) -> Runs:
     begin = (row - top) * wide + starts - row * width + 1
     finish = begin + ends - starts
     borders = np.arange(bottom - top + 2) * wide  # where rows begin
-    free = _rows((np.append(0, finish), np.append(begin, borders[-1])), wide)
-    piece = _label(*free, wide, corners=False)
+    *free, _ = cut_rows((np.append(0, finish), np.append(begin, borders[-1])), wide)
+    piece = label_runs(*free, wide, corners=False)
     hole = piece != piece[0]
     if not hole.any():
         return runs
@@ -81,41 +80,6 @@ def build_postprocess(steps: Sequence[str]) -> Callable[[list[str], Size], list[
         return rle.to_strings(made)
 
     return tidy
-
-
-def pieces(runs: Runs, size: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The connected pieces of a mask (starts, ends) of an image of `size`; pixels touch at sides and corners.
-
-    Returns starts and ends (cut at the ends of rows), the number of each run's piece, and each piece's area in pixels,
-    all int64.
-    """
-    starts, ends = _rows(runs, size[1])
-    row = starts // size[1]
-    shifted = starts + row  # a free column after each row, so that its last pixel does not touch the next row's first
-    piece = _label(shifted, shifted + ends - starts, size[1] + 1, corners=True)
-    return starts, ends, piece, np.bincount(piece, weights=ends - starts).astype(np.int64)
-
-
-def _label(starts: np.ndarray, ends: np.ndarray, width: int, corners: bool) -> np.ndarray:
-    """The number of the connected piece of each run; runs lie within rows of `width` and are sorted."""
-    reach = int(corners)
-    first = np.searchsorted(ends, starts + width - reach, side="right")  # in the next row, the first run that a run
-    last = np.searchsorted(starts, ends + width + reach, side="left")  # touches, and the first behind those it touches
-    counts = np.maximum(last - first, 0)
-    above = np.repeat(np.arange(len(starts)), counts)
-    below = np.arange(len(above)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    graph = coo_array((np.ones(len(above), bool), (above, below)), shape=(len(starts),) * 2)
-    return connected_components(graph, directed=False)[1] if len(starts) else np.zeros(0, np.int64)
-
-
-def _rows(runs: Runs, width: int) -> Runs:
-    """The runs, cut where a row ends."""
-    starts, ends = runs
-    first, last = starts // width, (ends - 1) // width
-    counts = last - first + 1
-    number = np.repeat(np.arange(len(starts)), counts)
-    row = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts) + first[number]
-    return np.maximum(starts[number], row * width), np.minimum(ends[number], (row + 1) * width)
 
 
 def _joined(starts: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> Runs:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.masks import rle
+from utils.masks.pieces import cut_rows, label_runs
 
 ROWS_AT_A_TIME = 256
 """Masks that are measured together; this limits the memory."""
@@ -25,13 +26,10 @@ def measure(rles: Sequence[str], heights: Sequence[int], widths: Sequence[int]) 
 
 def _measure(rles: Sequence[str], heights: np.ndarray, widths: np.ndarray) -> dict[str, np.ndarray]:
     starts, ends, row, _ = rle.parse_column(rles)
-    # cut runs at the right border of the image: one interval [begin, end) of line y of mask `row`
-    first = starts // widths[row]
-    lines = (ends - 1) // widths[row] - first + 1
-    run = np.repeat(np.arange(len(starts)), lines)
-    row, width = row[run], widths[row[run]]
-    y = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(lines) - lines, lines)
-    begin, end = np.maximum(starts[run] - y * width, 0), np.minimum(ends[run] - y * width, width)
+    starts, ends, run = cut_rows((starts, ends), widths[row])
+    row = row[run]
+    y = starts // widths[row]
+    begin, end = starts - y * widths[row], ends - y * widths[row]
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(row, values, len(rles))
@@ -39,7 +37,10 @@ def _measure(rles: Sequence[str], heights: np.ndarray, widths: np.ndarray) -> di
     area = total(end - begin)
     with np.errstate(invalid="ignore"):
         x_mean, y_mean = total((end - begin) * (begin + end - 1) / 2) / area, total((end - begin) * y) / area
-    piece = _connected(row, y, begin, end, heights.max(initial=0), widths.max(initial=0))
+    # all masks on one axis, with a free row after each mask and a free column after each row
+    height, width = heights.max(initial=0) + 1, widths.max(initial=0) + 1
+    line = (row * height + y) * width
+    piece = label_runs(line + begin, line + end, width, corners=True)
     of_piece = np.zeros(piece.max(initial=-1) + 1, np.int64)
     of_piece[piece] = row
     areas = np.bincount(piece, end - begin, len(of_piece))
@@ -47,22 +48,3 @@ def _measure(rles: Sequence[str], heights: np.ndarray, widths: np.ndarray) -> di
     np.maximum.at(largest, of_piece, areas)
     pieces = np.bincount(of_piece, minlength=len(rles))
     return {"area": area, "x": x_mean, "y": y_mean, "pieces": pieces, "smaller": area - largest}
-
-
-def _connected(
-    row: np.ndarray, y: np.ndarray, begin: np.ndarray, end: np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """The number of the piece that each interval belongs to; intervals are ordered by mask, line and column."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    # all masks on one axis, with an empty line after each mask and two empty pixels after each line
-    line = (row * (height + 1) + y) * (width + 2)
-    begin, end = begin + line, end + line
-    low = np.searchsorted(end, begin + width + 1, side="right")  # in the next line, intervals from `low` to `high`
-    high = np.searchsorted(begin, end + width + 3, side="left")  # touch this one
-    count = np.maximum(high - low, 0)
-    above = np.repeat(np.arange(len(row)), count)
-    below = np.arange(len(above)) - np.repeat(np.cumsum(count) - count, count) + low[above]
-    touching = coo_array((np.ones(len(above), bool), (above, below)), shape=(len(row), len(row)))
-    return connected_components(touching, directed=False)[1]
