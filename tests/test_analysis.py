@@ -11,7 +11,7 @@ from utils.analysis.__main__ import main
 from utils.analysis.comparison import compare
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
-from utils.analysis.scores import by_class, by_image, distance_table, summary, worst_masks
+from utils.analysis.scores import by_class, by_image, distance_tables, summary, worst_masks
 from utils.analysis.wrists import AUTO, bent_share, bent_wrists, masks_wrist_angle
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
@@ -129,17 +129,20 @@ def test_scores_by_wrist_and_re_weighted_to_the_test_images(outputs):
 
 def test_scores_by_class_and_image(outputs):
     scores = open_scores("first/unet", outputs)
-    distances = pd.DataFrame(7.0, scores.dice.index, CLASSES)
+    distances = {"hd95": pd.DataFrame(7.0, scores.dice.index, CLASSES), "msd": dice() * 2}
     table = by_class(scores, 0.5, distances)
     assert table["dice"].tolist() == pytest.approx(dice().mean().tolist())
     assert table["re-weighted"].tolist() == pytest.approx(((table["straight"] + table["bent"]) / 2).tolist())
-    assert (table["hd95"] == 7).all() and "hd95" not in by_class(scores)
+    assert (table["hd95"] == 7).all() and not {"hd95", "msd"} & set(by_class(scores))
+    assert table["msd"].tolist() == pytest.approx((2 * dice().mean()).tolist())
     worst = by_image(scores, distances)
     assert worst["dice"].is_monotonic_increasing and worst.index[0] == dice().mean(axis=1).idxmin()
     assert worst.loc[NAMES, "worst_class"].tolist() == dice().idxmin(axis=1).tolist()
     masks = worst_masks(scores, 3, distances)
     assert masks["dice"].tolist() == pytest.approx(np.sort(dice().to_numpy().ravel())[:3])
     assert dice().loc[masks.loc[0, "image_name"], masks.loc[0, "class"]] == masks.loc[0, "dice"]
+    assert masks["msd"].tolist() == (2 * masks["dice"]).tolist()
+    assert worst["msd"].tolist() == pytest.approx((2 * worst["dice"]).tolist())
 
 
 def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(sample, tmp_path):
@@ -153,10 +156,13 @@ def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(samp
         return rle.encode(np.roll(rle.decode(text, (256, 256)), -3, axis=0))
 
     votes = [(names[0], truth[names[0]]), (names[1], [shifted(text) for text in truth[names[1]]])]
-    distances = distance_table(votes, cache)
+    distances = distance_tables(votes, cache)
+    hd95, msd = distances["hd95"], distances["msd"]
     whole = [name for name in classes if name not in FOREARM]  # the image's border cuts the forearm
-    assert (distances.loc[names[0]] == 0).all() and list(distances) == classes
-    assert distances.loc[names[1], whole].between(2, 3).all()
+    assert hd95.index.name == msd.index.name == "image_name"
+    assert (hd95.loc[names[0]] == 0).all() and (msd.loc[names[0]] == 0).all() and list(hd95) == list(msd) == classes
+    assert hd95.loc[names[1], whole].between(2, 3).all()
+    assert (msd.loc[names[1], whole] > 0).all() and (msd.loc[names[1]] < hd95.loc[names[1]]).all()
 
 
 def test_wrists_of_masks_are_those_of_the_polygons(sample):
@@ -319,11 +325,14 @@ def test_the_commands_list_compare_and_report(outputs, tmp_path, capsys):
         and "57% of the test wrists are bent, as given" in report
         and "worst images" in report
         and "hd95" not in report
+        and "msd" not in report
     )
     analysed = outputs / "first" / "07_analysis"
     write_table(analysed / "hd95.csv", dice() * 10)
     write_json(analysed / "metrics.json", {"result": "first/ensemble"})
-    assert "hd95" in printed("report", "first") and "hd95" not in printed("report", "first/unet")
+    write_table(analysed / "msd.csv", dice())
+    report = printed("report", "first")
+    assert "hd95" in report and "msd" in report and "hd95" not in printed("report", "first/unet")
 
 
 def test_problems_end_the_command_in_words(outputs):

@@ -233,11 +233,11 @@ def judged(name, gain=0.0, seed=0, classes=BONES):
 
 
 @pytest.mark.parametrize("classes", [["nucleus"], BONES])
-@pytest.mark.parametrize("known", [["bent", "straight", "re-weighted"], ["hd95"], []])
+@pytest.mark.parametrize("known", [["bent", "straight", "re-weighted"], ["hd95", "msd"], []])
 def test_class_scores_show_what_is_known(classes, known):
     one = judged("run/unet", classes=classes)
-    table = by_class(one, 0.57, pd.DataFrame(3.0, one.dice.index, classes))
-    unknown = {"bent", "straight", "re-weighted", "hd95"} - set(known)
+    table = by_class(one, 0.57, {name: pd.DataFrame(3.0, one.dice.index, classes) for name in ("hd95", "msd")})
+    unknown = {"bent", "straight", "re-weighted", "hd95", "msd"} - set(known)
     figure = figures.class_scores(table.drop(columns=list(unknown)))
     assert not cropped(figure) and len(figure.axes) == 1 + ("hd95" in known)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == classes

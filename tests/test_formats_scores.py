@@ -8,6 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.formats import make_folder, run
+from tests.reference import surface_distances
 from utils.data.competition import DataError, read_classes
 from utils.formats import coco
 from utils.formats.scores import COLUMNS, score_class_maps, score_coco
@@ -100,6 +101,11 @@ def test_precision_and_recall_at_the_best_mean_f1(files, title, kind):
         both, sums = (true & found).sum((2, 3)), true.sum((2, 3)) + found.sum((2, 3))
         dice = ((2 * both + 1e-4) / (sums + 1e-4)).mean(axis=0)
         assert table["Dice"].tolist() == pytest.approx([dice.mean(), *dice])
+        pairs = [
+            [surface_distances(a, b) for a, b in zip(*image, strict=True)] for image in zip(true, found, strict=True)
+        ]
+        for column, distances in zip(("HD95", "MSD"), np.array(pairs).mean(axis=0).T, strict=True):
+            assert table[column].tolist() == pytest.approx([distances.mean(), *distances])
 
 
 def drawn(annotations):
@@ -137,7 +143,7 @@ def test_true_masks_score_one(sample, tmp_path):
     assert (table["images"] == 12).all() and table["instances"].tolist() == [348, *[12] * 29]
     for title in ("box", "mask"):
         assert table[[f"{title} {column}" for column in COLUMNS]].to_numpy() == pytest.approx(1)
-    assert table["Dice"].to_numpy() == pytest.approx(1)
+    assert table["Dice"].to_numpy() == pytest.approx(1) and (table[["HD95", "MSD"]] == 0).all(axis=None)
 
 
 def test_absent_classes_and_boxes_alone(tmp_path):

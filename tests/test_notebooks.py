@@ -60,7 +60,7 @@ def run(sample, tmp_path_factory):
         ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
         ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
         ("06_model_zoo", {"models", "cam"}),
-        ("07_analysis", {"result", "oof_dice", "hd95", "verdicts"}),
+        ("07_analysis", {"result", "oof_dice", "hd95", "msd", "verdicts"}),
         ("10_export/thin/fold0", {"val_dice", "formats", "architectures"}),
     ],
 )
@@ -112,10 +112,11 @@ def test_the_analysis_judges_what_the_ensemble_scored(run):
     folds = pd.read_csv(run / "folds.csv", index_col="image_name")
     assert set(by_image.index) == set(folds.index[folds["fold"].isin([0, 1])])
     assert by_image["dice"].mean() == pytest.approx(metrics["oof_dice"])
-    distances = pd.read_csv(run / "07_analysis" / "hd95.csv", index_col="image_name")
-    assert distances.to_numpy().mean() == pytest.approx(metrics["hd95"])
     dice = pd.read_csv(run / "05_ensemble" / "oof_dice.csv", index_col="image_name")
-    assert (distances.loc[dice.index].to_numpy()[dice.to_numpy() > 0.999999] == 0).all()
+    for name in ("hd95", "msd"):
+        distances = pd.read_csv(run / "07_analysis" / f"{name}.csv", index_col="image_name")
+        assert distances.to_numpy().mean() == pytest.approx(metrics[name])
+        assert (distances.loc[dice.index].to_numpy()[dice.to_numpy() > 0.999999] == 0).all()
     board = pd.read_csv(run / "07_analysis" / "experiments.csv")
     assert {"thin", "ensemble", "baseline"} == set(board.loc[board["run"] == run.name, "name"])
 

@@ -1,4 +1,4 @@
-"""Intervals and p-values by person against scipy and exhaustive enumeration; HD95 against its definition."""
+"""Intervals and p-values by person against scipy and exhaustive enumeration; distances against their definition."""
 
 import itertools
 import subprocess
@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
+from tests import reference
 from tests.strategies import floats
 from utils.files import ROOT
 from utils.masks import resampling, rle
 from utils.masks.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
-from utils.masks.surface import hd95
+from utils.masks.surface import surface_distances
 
 PEOPLE = np.repeat(np.arange(10), 2)
 
@@ -126,45 +127,45 @@ def test_p_values_of_many_people_are_close_to_those_of_the_t_test():
     assert sign_flip_p(differences, np.arange(100)) == pytest.approx(expected, rel=0.2)
 
 
-def reference_hd95(a, b):
-    """Both directions by scipy's erosion and exact distance transform, as MONAI defines it."""
-    if not a.any() or not b.any():
-        return float(np.hypot(*a.shape)) if a.any() or b.any() else 0.0
-    edges = [mask ^ ndimage.binary_erosion(mask) for mask in (a, b)]
-    ways = (edges, edges[::-1])
-    return max(np.percentile(ndimage.distance_transform_edt(~other)[one], 95) for one, other in ways)
-
-
 def blobs(rng, size):
     """A random mask: blurred noise, sometimes touching the border, sometimes with holes or empty."""
     field = ndimage.gaussian_filter(rng.normal(size=size), rng.uniform(1, 6))
     return field > rng.uniform(-0.5, 3) * field.std()
 
 
-def test_hd95_is_that_of_erosion_and_distance_transform():
+def test_distances_are_those_of_erosion_and_distance_transform():
     rng, size = np.random.default_rng(0), (61, 47)
     pairs = [(blobs(rng, size), blobs(rng, size)) for _ in range(60)]
     empty, full = np.zeros(size, bool), np.ones(size, bool)
     pairs += [(empty, empty), (empty, full), (full, full), (pairs[0][0], empty)]
-    found = hd95([rle.encode(a) for a, _ in pairs], [rle.encode(b) for _, b in pairs], size)
-    assert found == pytest.approx([reference_hd95(a, b) for a, b in pairs], abs=1e-9)
-    assert found[-4:].tolist() == [0, np.hypot(*size), 0, np.hypot(*size)]
+    found = surface_distances([rle.encode(a) for a, _ in pairs], [rle.encode(b) for _, b in pairs], size)
+    expected = np.array([reference.surface_distances(a, b) for a, b in pairs])
+    assert found.hd95 == pytest.approx(expected[:, 0], abs=1e-9)
+    assert found.msd == pytest.approx(expected[:, 1], abs=1e-9)
+    for values in found:
+        assert values[-4:].tolist() == [0, np.hypot(*size), 0, np.hypot(*size)]
+    assert surface_distances([], [], size).msd.shape == (0,)
 
 
-def test_hd95_at_the_border_survives_without_denormal_numbers():
+def test_distances_at_the_border_survive_without_denormal_numbers():
     """Where more than half of the outline has row 0, SciPy's tree would be split for ever, until the stack is full."""
     script = (
         "import numpy as np\nfrom utils.device import tune_process\nfrom utils.masks import rle\n"
-        "from utils.masks.surface import hd95\ntune_process()\n"
-        "mask = np.zeros((61, 47), bool)\nmask[0, :20] = mask[40, 3] = True\n"
-        "moved = np.roll(mask, 4, axis=1)\nprint(hd95([rle.encode(mask)], [rle.encode(moved)], mask.shape))"
+        "from utils.masks.surface import surface_distances\ntune_process()\n"
+        "mask = np.zeros((61, 47), bool)\nmask[0, :20] = mask[40, 3] = True\nmoved = np.roll(mask, 4, axis=1)\n"
+        "print(*surface_distances([rle.encode(mask)], [rle.encode(moved)], mask.shape))"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (found.returncode, found.stdout.strip()) == (0, "[4.]"), found.stderr
+    assert (found.returncode, found.stdout.strip()) == (0, "[4.] [0.66666667]"), found.stderr
 
 
 def test_hd95_of_a_shifted_square_is_the_shift():
     mask = np.zeros((100, 100), bool)
     mask[20:60, 30:70] = True
     texts = [rle.encode(np.roll(mask, n, axis=1)) for n in range(4)]
-    assert hd95([texts[0]] * 4, texts, (100, 100)).tolist() == [0, 1, 2, 3]
+    assert surface_distances([texts[0]] * 4, texts, (100, 100)).hd95.tolist() == [0, 1, 2, 3]
+
+
+def test_the_mean_distance_is_that_over_the_pixels_of_both_outlines():
+    found = surface_distances(["1 1", "1 1"], ["6 1", "1 1 5 1"], (3, 10))
+    assert found.msd.tolist() == [5, pytest.approx(4 / 3)] and found.hd95.tolist() == [5, pytest.approx(3.8)]

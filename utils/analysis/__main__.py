@@ -22,6 +22,7 @@ from utils.analysis.wrists import AUTO, bent_share
 from utils.data.competition import read_index
 from utils.errors import Problems
 from utils.files import read_json, resolve, shown, write_table
+from utils.masks.surface import Distances
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,9 +72,14 @@ def _report(given: argparse.Namespace) -> None:
     scores = open_scores(given.result, given.outputs)
     share, how = _share(scores, given.bent_share)
     analysed = scores.run / "07_analysis"
-    distances = None
-    if read_json(analysed / "metrics.json", {}).get("result") == scores.name and (analysed / "hd95.csv").exists():
-        distances = pd.read_csv(analysed / "hd95.csv", index_col="image_name").loc[scores.dice.index]
+    distances = {}
+    if read_json(analysed / "metrics.json", {}).get("result") == scores.name:
+        tables = {name: analysed / f"{name}.csv" for name in Distances._fields}
+        distances = {
+            name: pd.read_csv(path, index_col="image_name").loc[scores.dice.index]
+            for name, path in tables.items()
+            if path.exists()
+        }
     print(f"{scores.name}: out-of-fold Dice of {len(scores.dice)} images, 95 % intervals by person")
     print(how)
     print("", _lines(summary(scores, share)), "", sep="\n")
@@ -83,7 +89,7 @@ def _report(given: argparse.Namespace) -> None:
 
 def _lines(table: pd.DataFrame) -> str:
     """A table as text: Dice with four decimals, differences with their sign, distances in pixels."""
-    forms = {"difference": "+.4f", "hd95": ".2f"}
+    forms = {"difference": "+.4f", "hd95": ".2f", "msd": ".2f"}
     shown = table.astype(object).copy()
     for column in table.select_dtypes("floating"):
         shown[column] = [f"{v:{forms.get(column, '.4f')}}" if v == v else "" for v in table[column]]

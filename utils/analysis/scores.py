@@ -1,6 +1,6 @@
-"""Judge one result: Dice with intervals, on bent and straight wrists and re-weighted to the test images, HD95."""
+"""Judge one result: Dice with intervals, by wrist and re-weighted to the test images, and the outlines' distances."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,12 @@ import pandas as pd
 from utils.analysis.results import Scores
 from utils.files import cores
 from utils.masks.resampling import Estimate, bootstrap
-from utils.masks.surface import hd95
+from utils.masks.surface import Distances, surface_distances
 
 if TYPE_CHECKING:  # it imports torch, which the command line does without
     from utils.data.cache import Cache
 
+NO_DISTANCES: Mapping[str, pd.DataFrame] = {}
 ALL, STRAIGHT, BENT, REWEIGHTED = "all images", "straight wrists", "bent wrists", "re-weighted"
 
 
@@ -50,11 +51,13 @@ def grouped(values: pd.DataFrame, images: pd.DataFrame, bent_share: float) -> pd
     return pd.DataFrame.from_dict(table, orient="index")
 
 
-def by_class(scores: Scores, bent_share: float = float("nan"), distances: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per class, in order: dice, low, high (95 % by person), straight, bent, re-weighted, hd95.
+def by_class(
+    scores: Scores, bent_share: float = float("nan"), distances: Mapping[str, pd.DataFrame] = NO_DISTANCES
+) -> pd.DataFrame:
+    """One row per class, in order: dice, low, high (95 % by person), straight, bent, re-weighted, hd95, msd.
 
-    Columns that can't be known (no bent wrists, no bent_share, no distances) are left out. hd95: mean over the images
-    of `distances`, see `distance_table`, in pixels.
+    Columns that can't be known (no bent wrists, no bent_share, no distances) are left out. hd95, msd: means over the
+    images of `distances`, see `distance_tables`, in pixels.
     """
     dice, people = scores.dice, scores.images["ID"].to_numpy()
     found: Estimate = bootstrap(dice.to_numpy(), people)
@@ -64,40 +67,42 @@ def by_class(scores: Scores, bent_share: float = float("nan"), distances: pd.Dat
         table["straight"], table["bent"] = dice[~bent].mean(), dice[bent].mean()
         if not np.isnan(bent_share):
             table["re-weighted"] = (1 - bent_share) * table["straight"] + bent_share * table["bent"]
-    if distances is not None:
-        table["hd95"] = distances.mean()
+    for name, measured in distances.items():
+        table[name] = measured.mean()
     return table.rename_axis("class")
 
 
-def by_image(scores: Scores, distances: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per image, the worst first: ID, bent, fold, dice, worst_class and its Dice, hd95 (mean, pixels)."""
+def by_image(scores: Scores, distances: Mapping[str, pd.DataFrame] = NO_DISTANCES) -> pd.DataFrame:
+    """One row per image, the worst first: ID, bent, fold, dice, worst_class and its Dice, hd95, msd (mean, pixels)."""
     dice = scores.dice
     table = scores.images[["ID", "bent", "fold"]].assign(
         dice=dice.mean(axis=1), worst_class=dice.idxmin(axis=1), worst_dice=dice.min(axis=1)
     )
-    if distances is not None:
-        table["hd95"] = distances.mean(axis=1)
+    for name, measured in distances.items():
+        table[name] = measured.mean(axis=1)
     return table.sort_values("dice", kind="stable")
 
 
-def worst_masks(scores: Scores, number: int, distances: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The `number` masks with the lowest Dice: image_name, class, dice and, with `distances`, hd95 in pixels."""
+def worst_masks(scores: Scores, number: int, distances: Mapping[str, pd.DataFrame] = NO_DISTANCES) -> pd.DataFrame:
+    """The `number` masks with the lowest Dice: image_name, class, dice and, with `distances`, hd95 and msd (pixels)."""
     table = scores.dice.melt(var_name="class", value_name="dice", ignore_index=False)
-    if distances is not None:
-        table["hd95"] = distances.loc[scores.dice.index].melt()["value"].to_numpy()
+    for name, measured in distances.items():
+        table[name] = measured.loc[scores.dice.index].melt()["value"].to_numpy()
     return table.reset_index().sort_values("dice", kind="stable", ignore_index=True).head(number)
 
 
-def distance_table(votes: Iterable[tuple[str, list[str]]], cache: "Cache") -> pd.DataFrame:
-    """HD95 in pixels at full size, images × classes, of the predicted masks (name, RLE per class) of each image.
+def distance_tables(votes: Iterable[tuple[str, list[str]]], cache: "Cache") -> dict[str, pd.DataFrame]:
+    """The distances of the predicted masks (name, RLE per class) of each image from the true ones, images × classes.
 
-    cache: the built cache, at any resolution, for the true masks. See `utils.masks.surface.hd95`.
+    cache: the built cache, at any resolution, for the true masks. By name, in pixels at full size: hd95 and msd, see
+    `utils.masks.surface.Distances`.
     """
 
-    def one(vote: tuple[str, list[str]]) -> tuple[str, np.ndarray]:
+    def one(vote: tuple[str, list[str]]) -> tuple[str, Distances]:
         entry = cache.read(vote[0])
-        return vote[0], hd95(vote[1], entry.truth, entry.size)
+        return vote[0], surface_distances(vote[1], entry.truth, entry.size)
 
     with ThreadPoolExecutor(cores()) as pool:
         rows = dict(pool.map(one, votes))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=cache.classes).rename_axis("image_name")
+    images, found = pd.Index(list(rows), name="image_name"), Distances(*zip(*rows.values(), strict=True))
+    return {name: pd.DataFrame(list(values), images, cache.classes) for name, values in found._asdict().items()}

@@ -16,7 +16,8 @@ BETTER, WORSE = PALETTE[2], PALETTE[3]
 
 
 def class_scores(table: pd.DataFrame) -> Figure:
-    """Dice of each class with its interval, on straight and bent wrists if known; HD95 beside it if it was measured.
+    """Dice of each class with its interval, on straight and bent wrists if known; beside it the distance of the
+    outlines if it was measured: HD95 (bar) and the mean (dot).
 
     table: one row per class with the columns of `utils.analysis.scores.by_class`.
     """
@@ -34,9 +35,9 @@ def class_scores(table: pd.DataFrame) -> Figure:
     describe(axes[0], title, "Dice: mean (dot) with its 95 % interval (bar)", grid="x", rows=table.index)
     if panels > 1:
         axes[1].barh(rows, table["hd95"], height=0.6, color=shown, alpha=0.8)
-        describe(
-            axes[1], f"mean {table['hd95'].mean():.2f} px", "HD95 (pixels at full size)", grid="x", rows=table.index
-        )
+        axes[1].scatter(table["msd"], rows, s=22, color="white", edgecolor=INK, linewidths=0.8, zorder=3)
+        title = f"mean {table['hd95'].mean():.2f} px, {table['msd'].mean():.2f} px"
+        describe(axes[1], title, "HD95 (bar), mean distance (dot), in pixels", grid="x", rows=table.index)
         axes[1].tick_params(labelleft=False)
         axes[1].set_axisbelow(True)
     if "bent" in table:

@@ -2,12 +2,13 @@
 
 Average precision is COCO's (101 recall thresholds, at most 100 instances per image and class), computed by
 faster-coco-eval. P and R are precision and recall at IoU 0.5, at the score threshold where the mean F1 over the classes
-is highest. Dice is the competition's, of the drawn masks with at least that score, together one mask for each class.
+is highest. Dice is the competition's, of the drawn masks with at least that score, together one mask for each class;
+HD95 and MSD are the distances of these masks' outlines from the true ones (`utils.masks.surface`).
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import product
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError
+from utils.files import cores
 from utils.formats import coco_rle
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
 from utils.formats.read_folder import refuse
 from utils.masks import rle
-from utils.masks.dice import dice_of_areas
+from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw_region
+from utils.masks.surface import surface_distances
 
 COLUMNS = ["P", "R", "mAP50", "mAP75", "mAP50-95"]
 ALL = "all"
@@ -36,8 +39,9 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
     Returns:
         A row for all classes (the mean over those that are there) and one for each class, by category id. Columns:
         class, images (that show it), instances; for box and mask each of COLUMNS, such as "mask mAP50", 0 to 1, NaN for
-        a class without instances; and Dice, for which a class that neither shows counts 1, as in the competition. The
-        columns of masks and Dice are missing if one result has a box only.
+        a class without instances; Dice, for which a class that neither shows counts 1, as in the competition; HD95 and
+        MSD in pixels, the mean over the images, where a class counts 0 that neither shows, and the image's diagonal if
+        only one does. The columns of masks and the last three are missing if one result has a box only.
 
     Raises:
         DataError: with everything wrong in one of the files; if there are no results or no true instances.
@@ -64,8 +68,9 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
         for place, column in enumerate(COLUMNS):
             table[f"{title} {column}"] = [np.nanmean(scores[:, place]), *scores[:, place]]
         if kind == "segm":
-            dice = _dice(dataset, [result for result in results if result.score >= threshold])
-            table["Dice"] = [dice.mean(), *dice]
+            of_masks = _of_masks(dataset, [result for result in results if result.score >= threshold])
+            for name, values in of_masks.items():
+                table[name] = [values.mean(), *values]
     return table
 
 
@@ -133,28 +138,32 @@ def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarra
     return np.column_stack([precision[:, best], recall[:, best]]), float(thresholds[best])
 
 
-def _dice(dataset: Dataset, results: Sequence[Annotation]) -> np.ndarray:
-    """The mean Dice of each category by id over all images, (categories,)."""
-    keys = list(product(dataset.images, sorted(dataset.categories)))
+def _of_masks(dataset: Dataset, results: Sequence[Annotation]) -> dict[str, np.ndarray]:
+    """Dice, HD95 and MSD of each category by id, the mean over all images, (categories,)."""
+    categories = sorted(dataset.categories)
     grouped: list[dict[tuple, list[Annotation]]] = [defaultdict(list), defaultdict(list)]
     for group, annotations in zip(grouped, (dataset.annotations, results), strict=True):
         for a in annotations:
             group[a.image_id, a.category_id].append(a)
-    areas = []
-    for key in keys:
-        true, found = (_runs(group[key], dataset.images[key[0]].size) for group in grouped)
-        areas.append((rle.overlap(true, found).sum(), *((ends - starts).sum() for starts, ends in (true, found))))
-    return dice_of_areas(*np.array(areas).T).reshape(len(dataset.images), -1).mean(axis=0)
+
+    def of_image(image: Any) -> np.ndarray:
+        size = dataset.images[image].size
+        true, found = ([_mask(group[image, i], size) for i in categories] for group in grouped)
+        return np.stack([dice_of_masks(true, found), *surface_distances(true, found, size)])
+
+    with ThreadPoolExecutor(cores()) as pool:
+        means = np.mean(list(pool.map(of_image, dataset.images)), axis=0)
+    return dict(zip(("Dice", "HD95", "MSD"), means, strict=True))
 
 
-def _runs(annotations: Sequence[Annotation], size: tuple[int, int]) -> rle.Runs:
-    """The pixels of the masks together, polygons drawn as the competition draws them."""
+def _mask(annotations: Sequence[Annotation], size: tuple[int, int]) -> str:
+    """The RLE of the masks together, polygons drawn as the competition draws them."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for a in annotations:
         drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
         region = coco_rle.decode(a.rle) if a.rle is not None else drawn
         parts.append(rle.region_runs(*region, size[1]))
-    return rle.majority(*zip(*parts, strict=True), 1)
+    return rle.to_string(*rle.majority(*zip(*parts, strict=True), 1))
 
 
 def _numbered(images: dict[Any, Any]) -> Iterable[tuple[int, Any]]:
