@@ -16,7 +16,7 @@ from torch import nn
 
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
-from utils.files import read_json, replacing, write_json
+from utils.files import read_json, write_json, write_table
 from utils.inference.probabilities import ProbabilityStore
 from utils.models.base import PaddedModel
 from utils.models.checkpoint import Config, load_weights, read_config, save_checkpoint
@@ -39,9 +39,8 @@ def attempt(folder: Path, write: Callable[[Path, int], None], read: Callable[[Pa
     return found
 
 
-def write_table(folder: Path, rows: int) -> None:
-    with replacing(folder / "a.csv") as temporary:
-        pd.DataFrame({"dice": np.random.default_rng(0).random(rows)}).to_csv(temporary)
+def write_numbers(folder: Path, rows: int) -> None:
+    write_table(folder / "a.csv", pd.DataFrame({"dice": np.random.default_rng(0).random(rows)}))
 
 
 def write_store(folder: Path, pixels: int) -> None:
@@ -70,7 +69,7 @@ def main(sample: str, disk: Path) -> dict:
             lambda folder, n: write_json(folder / "a.json", ["number"] * n),
             lambda folder: len(read_json(folder / "a.json")),
         ),
-        "table": (write_table, lambda folder: len(pd.read_csv(folder / "a.csv"))),
+        "table": (write_numbers, lambda folder: len(pd.read_csv(folder / "a.csv"))),
         "store": (write_store, lambda folder: ProbabilityStore(folder).read("a.png").regions.grid[1] // 2),
         "checkpoint": (write_checkpoint, read_checkpoint),
         "resume file": (

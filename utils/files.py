@@ -160,10 +160,10 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_table(path: str | Path, table: "pd.DataFrame", index: bool = True) -> None:
-    """Write `table` as CSV, whole or not at all; `index`: with its index as first columns."""
+def write_table(path: str | Path, table: "pd.DataFrame", index: bool = True, **options: Any) -> None:
+    """Write `table` as CSV, whole or not at all; `index`: with its index as first columns; options: of `to_csv`."""
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=index)
+        table.to_csv(temporary, index=index, **options)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -16,7 +16,7 @@ import shapely
 from utils.data.competition import Outline, find_images, find_outlines, read_classes, read_metadata
 from utils.data.findings import KINDS, DataError, Finding
 from utils.data.label_fixes import Fix, apply_label_fixes
-from utils.files import cores, replacing
+from utils.files import cores, write_table
 
 COLUMNS = ["severity", "kind", "file", "image", "class", "problem", "advice"]
 
@@ -67,8 +67,7 @@ class DataReport:
 
     def write(self, path: str | Path) -> None:
         """Write the table as CSV, whole or not at all; characters that are not Unicode become escapes."""
-        with replacing(path) as temporary:
-            self.table().to_csv(temporary, index=False, errors="backslashreplace")
+        write_table(path, self.table(), index=False, errors="backslashreplace")
 
 
 def check_data(

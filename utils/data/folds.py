@@ -8,7 +8,7 @@ import pandas as pd
 from filelock import FileLock
 
 from utils.data.competition import DataError, read_annotation
-from utils.files import replacing, shown
+from utils.files import shown, write_table
 
 FOREARM = ("Radius", "Ulna")
 MIDDLE_METACARPAL = "finger-11"
@@ -114,9 +114,7 @@ def read_folds(path: str | Path, table: pd.DataFrame, classes: list[str], n_fold
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), mode=0o666):
         if not path.exists():
-            folds = assign_folds(add_wrists(train, classes), n_folds, seed)
-            with replacing(path) as temporary:
-                folds.to_csv(temporary, index=False)
+            write_table(path, assign_folds(add_wrists(train, classes), n_folds, seed), index=False)
     folds = pd.read_csv(path, dtype={"ID": str, "image_name": str})
     problems = []
     for title, names in (

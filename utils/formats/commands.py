@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 
 from utils.data.competition import DataError, read_classes, read_index
+from utils.files import write_table
 from utils.formats import class_maps, coco, cvat, labelme, yolo
 from utils.formats.coco_read import class_names, is_dataset, read_dataset, read_results
 from utils.formats.read_folder import refuse
@@ -145,6 +145,5 @@ def _score_coco(options: argparse.Namespace) -> str:
 
     table = score_coco(options.truth, options.prediction)
     if options.csv:
-        Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.csv, index=False)
+        write_table(options.csv, table, index=False)
     return tabulate(table, headers="keys", floatfmt=".3f", showindex=False, tablefmt="simple")

@@ -63,6 +63,7 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
     Upsampling is linear, so the maps of one resolution are averaged first and upsampled once; the result differs from
     averaging at full size by float32 rounding only. A pixel can be in the mask only if the mean of at least one
     resolution is above the threshold there, so only these regions are computed. One class at a time is in memory.
+
     Args:
         stored: the image's probabilities by each fold model, at least one; resolutions may differ.
         weights: one positive number per fold model; they are divided by their sum.

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
-from utils.files import read_json, replacing
+from utils.files import read_json, write_table
 from utils.pipeline.profile import NOTEBOOKS
 
 COLUMNS = {
@@ -64,8 +64,7 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
 def show_leaderboard(run: str | Path, width: int = 100) -> str:
     """The leaderboard as text, at most `width` characters wide; also written to `<run>/leaderboard.csv`."""
     table = read_leaderboard(run)
-    with replacing(Path(run) / "leaderboard.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_table(Path(run) / "leaderboard.csv", table, index=False, float_format="%.6g")
     total = table.loc[table["kind"] != "model", "minutes"].sum()
     return "\n".join([*as_text(table, width), f"{total:.0f} minutes in all", *left_out(run)])
 

@@ -127,7 +127,6 @@ def start(given: argparse.Namespace) -> int:
         say(f"run {run.name}: {len(planned)} steps")
         preflight(run, data, profile, planned, **checked)
         prepare_run(run, profile, planned, data_dir, given.force)
-        # here, before hours are spent, belongs every check that can find a fault without training
         jobs = given.jobs or profile.jobs
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
         if given.executor:

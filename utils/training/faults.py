@@ -1,8 +1,6 @@
 """What a training does when something fails: a loss that is not finite, too little memory, a dead loader worker."""
 
 import gc
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +111,6 @@ def save_batch(path: Path, loader: DataLoader, epoch: int, step: int, loss: floa
     arrays["image_name"] = np.array([loader.dataset.names[index] for _, index in keys])
     with replacing(path) as temporary:
         np.savez_compressed(temporary, epoch=epoch + 1, batch=step + 1, loss=loss, **arrays)
-
-
-def first_bad(losses: Iterable[float]) -> int:
-    """The index of the first loss that is not finite."""
-    return next(index for index, loss in enumerate(losses) if not math.isfinite(loss))
 
 
 def _sides(image_size: int) -> list[int]:
