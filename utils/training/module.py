@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 from utils.data.loader import FoldData, dense_labels, normalise
 from utils.device import PRECISIONS, Precision
-from utils.files import replacing
+from utils.files import write_table
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, dice_table, mean_dice
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
+from utils.training.averages import exponential_average, plain_mean
 from utils.training.log import print_epoch
 from utils.training.losses import BceDice
 from utils.training.resume import RESUME
@@ -140,18 +140,8 @@ class TrainingModule(L.LightningModule):
         self.parts = {"optimizer": optimizer, "schedule": schedule}
         self.data, self.settings, self.folder = data, settings, folder
         self.names = data.validation["image_name"].tolist()
-        self.average = (
-            AveragedModel(model, multi_avg_fn=_average(lambda n: _ema_share(settings.ema_decay, n)), use_buffers=True)
-            if settings.ema_decay
-            else None
-        )
-        self.swa = (
-            AveragedModel(model, multi_avg_fn=_average(lambda n: 1 / (n + 1)), use_buffers=True)
-            if settings.swa_epochs
-            else None
-        )
-        for average in filter(None, (self.average, self.swa)):
-            average.requires_grad_(False)
+        self.average = exponential_average(model, settings.ema_decay) if settings.ema_decay else None
+        self.swa = plain_mean(model) if settings.swa_epochs else None
         self.history: list[dict] = []
         self.best = -1.0
         self.retries = 0
@@ -227,8 +217,7 @@ class TrainingModule(L.LightningModule):
         if score > self.best:
             self.best = score
             self.save("best", score, self.current_epoch + 1)
-            with replacing(self.folder / "val_dice.csv") as temporary:
-                table.to_csv(temporary)
+            write_table(self.folder / "val_dice.csv", table)
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history, on disk too, step a schedule of epochs, and save what a resumed start needs."""
@@ -246,8 +235,7 @@ class TrainingModule(L.LightningModule):
             self.parts["schedule"].step(row["val_dice"])
         self.log("loss", row["loss"])
         self.log("lr", row["lr"])
-        with replacing(self.folder / "history.csv") as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
+        write_table(self.folder / "history.csv", pd.DataFrame(self.history), index=False)
         self.trainer.should_stop = self.trainer.should_stop or self._stops()
         self._save_resume_file()
         (self.settings.on_epoch or print_epoch)(self.history)
@@ -298,23 +286,3 @@ class TrainingModule(L.LightningModule):
             step = int(losses.isfinite().logical_not().nonzero()[0])
             raise NonFiniteLossError(losses[step].item(), self.current_epoch, step)
         return mean
-
-
-def _ema_share(decay: float, n: float) -> float:
-    """The new weights' share in an exponential average whose decay grows to `decay`: min(decay, (1 + n) / (10 + n)).
-
-    Lightning's EMAWeightAveraging has a fixed decay, and keeps its weights where exact resume does not find them.
-    """
-    return 1 - min(decay, (1 + n) / (10 + n))
-
-
-def _average(share: Callable[[float], float]) -> Callable:
-    """The function for AveragedModel that moves the average towards the new weights by `share(n)` of the way."""
-
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n: torch.Tensor) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share(float(n)))
-        else:  # batch norm's counters
-            torch._foreach_copy_(averaged, current)
-
-    return average
