@@ -32,3 +32,14 @@ def sample(tmp_path_factory):
     from utils.sample.generator import make_sample
 
     return make_sample(tmp_path_factory.mktemp("data") / "sample", train_people=6, test_people=2, image_size=256)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch computes with one thread: equal trainings are equal bit for bit, and tests that run beside don't wait."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

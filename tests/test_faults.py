@@ -21,15 +21,8 @@ from utils.data.loader import TrainingSet, dense_labels, training_loader
 from utils.files import ROOT
 from utils.training.module import RETRY_LR, TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = ["epoch", "loss", "val_dice", "lr", "retries"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

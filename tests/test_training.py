@@ -22,13 +22,7 @@ from utils.training import fit as fitting
 from utils.training import module
 from utils.training.optimizers import build_optimizer, build_schedule
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
