@@ -7,7 +7,7 @@ usage() {
 usage: bash run_all.sh [options] [-- Snakemake options]
 
   --data DIR        data folder in the competition's layout; without it a synthetic sample is made
-  --profile NAME    notebooks/profiles/NAME.yaml: sample (default), smoke, baseline, overnight, or your own
+  --profile NAME    notebooks/profiles/NAME.yaml: sample (default), smoke, ablation, baseline, overnight, or your own
   --dry-run         show what would run
   --jobs N          steps at the same time (default: the profile's)
   --force           run everything again, also after an edit in utils/

@@ -39,7 +39,7 @@ def run(sample, tmp_path_factory):
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
-        ("07_analysis", {"worst": 1, "bent_share": 0.5}),
+        ("07_analysis", {"worst": 1, "bent_share": 0.5, "ablation": "thin", "against": [f"{folder}/thin"]}),
         ("10_export", EXPORT),
     ]
     for name, parameters in steps:
@@ -102,7 +102,7 @@ def test_the_notebooks_tell_their_findings(run):
     assert compared.keys() == set(ZOO["architectures"]) and pictures(run / "06_model_zoo-0.ipynb") == 3
     assert all(0 <= model["dice"] <= 1 and model["multiply_adds"] > 0 for model in compared.values())
     analysed = outputs(run / "07_analysis-0.ipynb")
-    assert "no difference can be shown" in analysed and pictures(run / "07_analysis-0.ipynb") == 4
+    assert "no difference can be shown" in analysed and pictures(run / "07_analysis-0.ipynb") == 5
 
 
 def test_the_analysis_judges_what_the_ensemble_scored(run):

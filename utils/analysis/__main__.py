@@ -3,6 +3,7 @@
     python -m utils.analysis [table]           every result of every run, with intervals
     python -m utils.analysis compare A B       a paired test of two results, and the verdict
     python -m utils.analysis report RESULT     one result: by wrist, by class, the worst images
+    python -m utils.analysis ablation RESULT   all models of its run against it: what each technique is worth
 
 A result is <run>, <run>/<model>, <run>/ensemble or <run>/baseline; the run a folder below outputs/, or a path.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import pandas as pd
 from tabulate import tabulate
 
+from utils.analysis import ablation
 from utils.analysis.comparison import compare
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scores
@@ -40,13 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one = commands.add_parser("report", help="one result in detail")
     one.add_argument("result")
     one.add_argument("--worst", type=int, default=5, help="images to list (default: 5)")
+    base = commands.add_parser("ablation", help="all models of a run against one of them")
+    base.add_argument("result", help="such as ablation/base")
+    base.add_argument("--csv", default="", help="also write the table to this file")
     for command in (two, one):
         command.add_argument("--bent-share", type=float, default=AUTO, help="of test wrists (default: measured)")
-    for command in (table, two, one):
+    for command in (table, two, one, base):
         command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
     given = parser.parse_args(arguments)
     try:
-        {"table": _table, "compare": _compare, "report": _report}[given.command](given)
+        {"table": _table, "compare": _compare, "report": _report, "ablation": _ablation}[given.command](given)
     except (Problems, ValueError, OSError) as error:
         sys.exit(str(error))
 
@@ -66,6 +71,14 @@ def _compare(given: argparse.Namespace) -> None:
     some = found.classes if len(found.classes) <= 6 else pd.concat([found.classes.head(3), found.classes.tail(3)])
     print(_lines(some), "", sep="\n")
     print(*(f"note: {note}" for note in found.notes), found.verdict, sep="\n")
+
+
+def _ablation(given: argparse.Namespace) -> None:
+    base = open_scores(given.result, given.outputs)
+    found = ablation.judge_techniques(base.run, base.name.rpartition("/")[2])
+    print(ablation.as_text(found))
+    if given.csv:
+        write_table(given.csv, found.table, index=False)
 
 
 def _report(given: argparse.Namespace) -> None:

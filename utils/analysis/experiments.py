@@ -50,7 +50,7 @@ def experiments(outputs: str | Path = OUTPUTS) -> pd.DataFrame:
                 row |= summary(scores).loc[ALL, ["images", "dice", "low", "high"]].to_dict()
                 row["state"] += "" if scores.tta or name == BASELINE else ", not predicted yet"
             rows.append(row)
-            parameters.append(_parameters(run, name))
+            parameters.append(model_parameters(run, name))
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[4:], float)).astype({"images": "Int64"})
     given = pd.DataFrame(parameters, index=table.index).drop(columns=list(IGNORED), errors="ignore")
     given = given.map(lambda value: "" if value is None or value != value else _text(value))
@@ -86,7 +86,7 @@ def _state(run: Path, name: str) -> dict[str, Any]:
         return {"state": "done", "minutes": metrics["minutes"], "test_dice": metrics.get("test_dice")}
     vote = read_json(run / VOTE / "metrics.json", {})
     if name == ENSEMBLE:
-        minutes = vote["minutes"] + sum(_minutes(run, model) for model in vote["models"])
+        minutes = vote["minutes"] + sum(model_minutes(run, model) for model in vote["models"])
         voted, about = len(vote["fold_models"]), read_json(run / "run.json", {})
         planned = len(about.get("models", [])) * len(about.get("folds", []))
         state = "done" if voted >= planned else f"{voted} of {planned} fold models"
@@ -101,16 +101,16 @@ def _state(run: Path, name: str) -> dict[str, Any]:
     state = "done" if planned <= done else f"{len(planned & done)} of {len(planned)} folds"
     state += ", failed" if failed else ""
     test = vote.get("models", {}).get(name, {}).get("test_dice")
-    return {"state": state, "minutes": _minutes(run, name) or None, "test_dice": test}
+    return {"state": state, "minutes": model_minutes(run, name) or None, "test_dice": test}
 
 
-def _minutes(run: Path, model: str) -> float:
+def model_minutes(run: Path, model: str) -> float:
     """Minutes of all finished fold models of a model: training and inference."""
     folders = [folder for section in (TRAIN, PREDICT) for folder in fold_folders(run, section, model)]
     return sum(read_json(folder / "metrics.json")["minutes"] for folder in folders)
 
 
-def _parameters(run: Path, name: str) -> dict[str, Any]:
+def model_parameters(run: Path, name: str) -> dict[str, Any]:
     """The parameters a model was trained and predicted with; of an interrupted one, those that the run gave it."""
     found = {}
     for section, wanted in ((TRAIN, None), (PREDICT, ("tta",))):

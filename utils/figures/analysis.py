@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from utils.analysis.ablation import Ablation
 from utils.analysis.comparison import Comparison
 from utils.figures.charts import KINDS
 from utils.figures.model_zoo import name_points
@@ -61,6 +62,30 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
     )
     ax.margins(x=0.12)
     ax.set_axisbelow(True)
+    return figure
+
+
+def ablation(found: Ablation) -> Figure:
+    """The difference of each technique from the base, with its 95 % interval; green: better, red: worse, grey: neither.
+
+    The band is how far trainings of the base lie apart by their seeds alone; a cross is the difference on bent wrists.
+    """
+    table = found.table
+    figure, (ax,) = new_figure(WIDTH * 0.8, 1.5 + 0.25 * len(table))
+    if not np.isnan(found.noise):
+        ax.axvspan(-found.noise, found.noise, color=LINE, alpha=0.6, linewidth=0, label="another seed alone (95 %)")
+    rows = np.arange(len(table))
+    colours = table["verdict"].map({"better": BETTER, "worse": WORSE}).fillna(SOFT).tolist()
+    ax.hlines(rows, table["low"], table["high"], color=colours, linewidth=5, alpha=0.5)
+    ax.scatter(table["difference"], rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3)
+    if table["bent"].notna().any():
+        ax.scatter(table["bent"], rows, s=22, marker="x", color=INK, linewidths=1, zorder=4, label="bent wrists")
+    ax.axvline(0, color=INK, linewidth=1)
+    text = f"out-of-fold Dice minus that of {found.base} ({found.dice:.4f}), with its 95 % interval"
+    describe(ax, x=text, grid="x", rows=table["technique"])
+    ax.set_axisbelow(True)
+    if ax.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
     return figure
 
 

@@ -33,9 +33,10 @@ def out_of_fold_dice(
     weights: dict[str, float],
     threshold: float | Sequence[float] = 0.5,
     vote: str = "soft",
+    postprocess: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Dice, images × classes, of the vote on `images` (name: fold, see `shared_images`)."""
-    votes = vote_images(fold_models, images, "oof", weights, threshold, images, vote)
+    votes = vote_images(fold_models, images, "oof", weights, threshold, images, vote, postprocess)
     return dice_table({name: dice_of_masks(masks, cache.read(name).truth) for name, masks in votes}, cache.classes)
 
 
@@ -44,14 +45,19 @@ class Thresholds:
     """Thresholds and what they are worth.
 
     best: one per class, chosen on all images. curve: mean Dice, thresholds × classes. fixed: mean Dice at the fixed
-    threshold. tuned: mean Dice if each fold is scored with the thresholds that are best on the other folds; it is the
-    Dice to expect on new people, because thresholds overfit easily.
+    threshold. crossed: Dice, images × classes, if each fold is scored with the thresholds that are best on the other
+    folds. tuned: its mean, the Dice to expect on new people, because thresholds overfit easily.
     """
 
     best: list[float]
     curve: pd.DataFrame
     fixed: float
-    tuned: float
+    crossed: pd.DataFrame
+
+    @property
+    def tuned(self) -> float:
+        """Mean Dice with thresholds that were chosen on other folds."""
+        return mean_dice(self.crossed)
 
 
 def choose_thresholds(
@@ -75,7 +81,8 @@ def choose_thresholds(
         crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
     curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
-    return Thresholds(best, curve, mean_dice(tables[at_fixed]), float(crossed.mean()))
+    table = pd.DataFrame(crossed, tables[0].index, cache.classes)
+    return Thresholds(best, curve, mean_dice(tables[at_fixed]), table)
 
 
 CANDIDATES = (["largest"], ["fill_holes"], ["min_area 100"])

@@ -125,3 +125,13 @@ def upsample_to(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def deep_supervision(outputs: list[torch.Tensor], label: torch.Tensor, loss: Loss) -> torch.Tensor:
     """The mean of `loss` over logits of several scales, each resized bilinearly to the label's size."""
     return torch.stack([loss(upsample_to(logits, label), label) for logits in outputs]).mean()
+
+
+def halved_supervision(outputs: Sequence[torch.Tensor], label: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The weighted mean of `loss` over logits of several scales, the finest first, each with half the weight before it.
+
+    Labels are averaged down to each scale, where nnU-Net, whose labels are hard, takes the nearest.
+    """
+    losses = [loss(logits, F.adaptive_avg_pool2d(label, logits.shape[-2:])) for logits in outputs]
+    weights = [0.5**number for number in range(len(losses))]
+    return sum(weight * value for weight, value in zip(weights, losses, strict=True)) / sum(weights)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.models.base import Loss, ModelError, PaddedModel
+from utils.models.blocks import halved_supervision
 from utils.registry import register_model
 
 CHANNELS = (32, 64, 128, 256, 512, 512, 512, 512)
@@ -64,14 +65,9 @@ class ResEncUNet(nn.Module):
         return self.heads[-1](self._scales(image)[-1])
 
     def training_loss(self, image: torch.Tensor, label: torch.Tensor, loss: Loss) -> torch.Tensor:
-        """The weighted mean of `loss` at each scale: weight 1 at full size, half of it at each coarser one.
-
-        Labels are averaged down to each scale, where nnU-Net, whose labels are hard, takes the nearest.
-        """
+        """The weighted mean of `loss` at each scale: weight 1 at full size, half of it at each coarser one."""
         trained = zip(reversed(self.heads), reversed(self._scales(image)), strict=False)
-        losses = [loss(head(maps), F.adaptive_avg_pool2d(label, maps.shape[-2:])) for head, maps in trained]
-        weights = [0.5**number for number in range(len(losses))]
-        return sum(weight * value for weight, value in zip(weights, losses, strict=True)) / sum(weights)
+        return halved_supervision([head(maps) for head, maps in trained], label, loss)
 
 
 class ResidualBlock(nn.Module):

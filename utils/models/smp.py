@@ -7,6 +7,7 @@ import timm
 
 from utils.errors import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
+from utils.models.supervised import DeeplySupervised
 from utils.models.weights import check_hub, load_state, normalisation, read_state
 from utils.registry import register_model
 
@@ -38,17 +39,24 @@ expects the same. smp keeps the values on the hub only, and weights from a file 
 @register_model("deeplabv3", "deeplabv3plus", "pspnet", "pan", family="dilated")
 @register_model("segformer", "upernet", "dpt", family="transformer, modern")
 def build(
-    name: str, classes: int, encoder: str | None, encoder_weights: str | None, image_size: int | None = None, **options
+    name: str,
+    classes: int,
+    encoder: str | None,
+    encoder_weights: str | None,
+    image_size: int | None = None,
+    deep_supervision: bool = False,
+    **options,
 ) -> PaddedModel:
     """An smp decoder on an encoder. `image_size` matters to encoders built for one size (Swin, MaxViT).
 
-    `options` are the decoder's own (`decoder_channels`, …). Raises ModelError for an unknown option or encoder, a pair
-    that does not work, and weights that can't be loaded.
+    `options` are the decoder's own (`decoder_channels`, …). deep_supervision: see `models.supervised`. Raises
+    ModelError for an unknown option or encoder, a pair that does not work, and weights that can't be loaded.
     """
     encoder = encoder or DEFAULT_ENCODERS.get(name, DEFAULT_ENCODER)
     check_encoder(name, encoder)
     decoder = smp.MODEL_ARCHITECTURES_MAPPING[name]
-    check_options(name, options, [p for p in inspect.signature(decoder).parameters if p not in SET_HERE])
+    known = [p for p in inspect.signature(decoder).parameters if p not in SET_HERE]
+    check_options(name, options, [*known, "deep_supervision"])
     if encoder_weights == "imagenet":
         check_hub(*hub_source(encoder))
     fixed_size = encoder.startswith(NEEDS_IMAGE_SIZE)
@@ -72,6 +80,8 @@ def build(
         load_state(network.encoder, read_state(encoder_weights, encoder), encoder_weights)
     if encoder_weights:
         model.mean, model.std = normalisation(timm_name(encoder))
+    if deep_supervision:
+        model.network = DeeplySupervised(network, classes, max(model.multiple, 64))
     return model
 
 
