@@ -14,6 +14,8 @@ from utils.figures.model_zoo import name_points
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
 
 BETTER, WORSE = PALETTE[2], PALETTE[3]
+WIDE = 0.03
+"""Difference of Dice above which the axis of an ablation becomes logarithmic from a third of it on."""
 
 
 def class_scores(table: pd.DataFrame) -> Figure:
@@ -83,6 +85,9 @@ def ablation(found: Ablation) -> Figure:
     ax.axvline(0, color=INK, linewidth=1)
     text = f"out-of-fold Dice minus that of {found.base} ({found.dice:.4f}), with its 95 % interval"
     describe(ax, x=text, grid="x", rows=table["technique"])
+    if table[["low", "high"]].abs().max(axis=None) > WIDE:  # one bad technique would hide the differences of the others
+        ax.set_xscale("symlog", linthresh=WIDE / 3)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     ax.set_axisbelow(True)
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
