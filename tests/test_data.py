@@ -21,7 +21,8 @@ from utils.data.competition import (
     read_metadata,
 )
 from utils.files import ROOT
-from utils.sample.generator import geometry, roster
+from utils.sample.images import geometry
+from utils.sample.roster import roster
 
 
 @pytest.fixture

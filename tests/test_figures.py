@@ -21,7 +21,8 @@ from utils.figures.overlays import FALSE, MISSED
 from utils.figures.style import new_figure
 from utils.masks import rle
 from utils.masks.labels import draw
-from utils.sample.generator import geometry, roster
+from utils.sample.images import geometry
+from utils.sample.roster import roster
 
 BONES = list(HAND_BONES)
 SIZE = (240, 200)

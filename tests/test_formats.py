@@ -31,7 +31,8 @@ from utils.formats.shapes import Options
 from utils.masks import rle
 from utils.masks.labels import draw
 from utils.masks.outlines import outline
-from utils.sample.generator import geometry, roster
+from utils.sample.images import geometry
+from utils.sample.roster import roster
 
 
 @pytest.fixture

@@ -16,9 +16,12 @@ from utils.data.competition import (
     read_index,
     read_metadata,
 )
+from utils.files import read_json
 from utils.masks import rle
 from utils.sample import generator, radiograph
 from utils.sample.bones import FOREARM
+from utils.sample.images import geometry
+from utils.sample.roster import roster, write_metadata
 
 SMALL = {"train_people": 3, "test_people": 2, "image_size": 256}
 
@@ -31,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hands():
     """Every image of the default sample with its hand and polygons at 2048 × 2048, without a picture."""
-    return [(image, *generator.geometry(image, 2048)[:2]) for image in generator.roster(40, 12, seed=0)]
+    return [(image, *geometry(image, 2048)[:2]) for image in roster(40, 12, seed=0)]
 
 
 def drawn(points, size=2048):
@@ -104,7 +107,7 @@ def test_poses_vary_as_those_of_real_hands(hands):
 
 def test_bent_wrists_are_as_frequent_as_in_the_real_data(hands):
     for people in ((40, 12), (400, 144)):
-        images = generator.roster(*people, seed=0)
+        images = roster(*people, seed=0)
         for split, share in (("train", 0.11), ("test", 0.57)):
             bent = [abs(image.person.wrist) > 15 for image in images if image.split == split]
             assert np.mean(bent) == pytest.approx(share, abs=0.02)
@@ -173,12 +176,12 @@ def test_bones_are_brighter_than_soft_tissue_and_soft_tissue_than_background(fol
 
 
 def test_pixels_depend_on_the_person_alone():
-    small, large = ({i.seed: i for i in generator.roster(*people, seed=5)} for people in ((2, 1), (9, 6)))
+    small, large = ({i.seed: i for i in roster(*people, seed=5)} for people in ((2, 1), (9, 6)))
     assert small.keys() < large.keys()
     for seed, image in list(small.items())[::2]:
         pictures = []
         for other in (image, large[seed]):
-            hand, _, rng = generator.geometry(other, 128)
+            hand, _, rng = geometry(other, 128)
             pictures.append(radiograph.render(hand, other.person, rng, 128))
         assert (pictures[0] == pictures[1]).all()
 
@@ -202,7 +205,7 @@ def test_the_layout_is_the_competitions(folder):
     for row in table[table["annotation"] != ""].itertuples():
         polygons = read_annotation(row.annotation, classes, (256, 256))
         assert all(len(shapes) == 1 for shapes in polygons.values())
-    content = generator.files.read_json(row.annotation)
+    content = read_json(row.annotation)
     keys = "annotations attributes file_id filename parent_path last_modifier_id metadata last_workers"
     assert list(content) == keys.split()
     annotation = content["annotations"][0]
@@ -211,7 +214,7 @@ def test_the_layout_is_the_competitions(folder):
 
 
 def test_ids_and_names_are_like_the_real_ones():
-    images = generator.roster(400, 144, seed=0)
+    images = roster(400, 144, seed=0)
     ids = {split: sorted({i.ID for i in images if i.split == split}) for split in ("train", "test")}
     assert (len(ids["train"]), ids["train"][0], ids["train"][-1]) == (400, "ID001", "ID548")
     assert (len(ids["test"]), ids["test"][0], ids["test"][-1]) == (144, "ID040", "ID550")
@@ -224,8 +227,8 @@ def test_ids_and_names_are_like_the_real_ones():
 
 
 def test_the_metadata_is_plausible_and_has_the_originals_odd_characters(tmp_path):
-    images = generator.roster(400, 144, seed=0)
-    generator._write_metadata(tmp_path / "meta_data.xlsx", images, seed=0)
+    images = roster(400, 144, seed=0)
+    write_metadata(tmp_path / "meta_data.xlsx", images, seed=0)
     raw = pd.read_excel(tmp_path / "meta_data.xlsx")
     assert list(raw.columns) == ["ID", "나이", "성별", "체중(몸무게)", "키(신장)", "Unnamed: 5"]
     assert raw["성별"].str.contains("_x0008_").any() and set(raw["Unnamed: 5"].dropna()) == {"네일있음"}
@@ -246,8 +249,8 @@ def test_taller_people_have_larger_hands(hands):
 
 def test_the_solution_is_what_the_polygons_draw(folder):
     solution = pd.read_csv(folder / "solution.csv", keep_default_na=False)
-    images = [i for i in generator.roster(3, 2, seed=0) if i.split == "test"]
-    polygons = {f"{i.name}.png": generator.geometry(i, 256)[1] for i in images}
+    images = [i for i in roster(3, 2, seed=0) if i.split == "test"]
+    polygons = {f"{i.name}.png": geometry(i, 256)[1] for i in images}
     names = read_index(folder, ("test",))["image_name"].tolist()
     assert solution["image_name"].tolist() == [name for name in names for _ in HAND_BONES]
     assert solution["class"].tolist() == len(names) * list(HAND_BONES)
@@ -273,7 +276,7 @@ def test_a_finished_sample_is_kept_and_nothing_else_is_touched(folder, tmp_path,
     def broken(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(generator.radiograph, "render", broken)
+    monkeypatch.setattr(radiograph, "render", broken)
     with pytest.raises(OSError, match="no space"):
         generator.make_sample(tmp_path / "full", **SMALL, threads=1)
     assert not [p for p in tmp_path.iterdir() if "full" in p.name and p.is_dir()]
@@ -281,14 +284,14 @@ def test_a_finished_sample_is_kept_and_nothing_else_is_touched(folder, tmp_path,
 
 def test_without_flaws_nothing_of_them_is_written_and_bad_numbers_of_them_are_refused(folder, tmp_path):
     assert not (folder / "planted.json").exists()
-    assert list(generator.files.read_json(folder / "sample.json")) == ["generator", "version", *SMALL, "seed"]
+    assert list(read_json(folder / "sample.json")) == ["generator", "version", *SMALL, "seed"]
     with pytest.raises(DataError, match=r"label_errors = 7; expected 0 to 6(?s:.*)artefacts = 1\.5; expected a share"):
         generator.make_sample(tmp_path / "none", **SMALL, label_errors=7, artefacts=1.5)
 
 
 def test_a_planted_error_changes_one_image_only(folder, tmp_path):
     flawed = generator.make_sample(tmp_path / "flawed", **SMALL, label_errors=1, threads=1)
-    (path,) = generator.files.read_json(flawed / "planted.json")
+    (path,) = read_json(flawed / "planted.json")
     before, after = digests(folder), digests(flawed)
     changed = {name for name in after if before.get(name) != after[name]}
     annotation = path.replace("/DCM/", "/outputs_json/").replace(".png", ".json")

@@ -10,7 +10,10 @@ from utils.analysis.suspects import COLUMNS, disagreement, draft_fixes, suspects
 from utils.data.competition import HAND_BONES, read_annotation, read_index
 from utils.data.label_fixes import read_fixed_index, read_label_fixes
 from utils.files import read_json
-from utils.sample import artefacts, generator, label_errors
+from utils.sample import artefacts, generator, label_errors, radiograph
+from utils.sample.flaws import plan_flaws
+from utils.sample.images import geometry
+from utils.sample.roster import roster
 
 ERRORS = 40
 
@@ -60,7 +63,7 @@ def test_exchanged_labels_in_the_draft_are_right_and_the_rest_is_left_out(flawed
 
 def test_planted_errors_are_what_the_record_says(flawed, tmp_path):
     options = {"train_people": 100, "test_people": 1, "seed": 11}
-    polygons = {i.name: generator.geometry(i, 256)[1] for i in generator.roster(**options) if i.split == "train"}
+    polygons = {i.name: geometry(i, 256)[1] for i in roster(**options) if i.split == "train"}
     planted = read_json(flawed / "planted.json")
     for row in read_index(flawed, ("train",)).itertuples():
         entry = planted.get(f"train/DCM/{row.ID}/{row.image_name}", {})
@@ -72,11 +75,11 @@ def test_planted_errors_are_what_the_record_says(flawed, tmp_path):
 
 
 def test_artefacts_change_pixels_and_not_labels():
-    plain, drawn = (generator.plan_flaws(["a", "b"], ["c", "d"], 0, artefacts_in=share) for share in (0, 1))
+    plain, drawn = (plan_flaws(["a", "b"], ["c", "d"], 0, artefacts_in=share) for share in (0, 1))
     assert plain == {} and sorted(entry["artefact"] for entry in drawn.values()) == sorted(artefacts.KINDS)
-    image = generator.roster(1, 1, seed=0)[0]
-    hand = generator.geometry(image, 256)[0]
-    grid = generator.radiograph.Raster(256, hand.mm * 256)
+    image = roster(1, 1, seed=0)[0]
+    hand = geometry(image, 256)[0]
+    grid = radiograph.Raster(256, hand.mm * 256)
     for kind in artefacts.KINDS:
         attenuation = np.ones((256, 256), np.float32)
         outlines = {name: points.copy() for name, points in hand.outlines.items()}
