@@ -19,6 +19,7 @@ from utils.pipeline import preflight, resources, try_parts
 from utils.pipeline.hours import expected_hours
 from utils.pipeline.open_run import open_run
 from utils.pipeline.profile import Profile, ProfileError, Step, profile_path, read_profile, steps
+from utils.sample.generator import make_sample
 
 THIN = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "image_size": 64, "epochs": 4}
 THIN |= {"model_options": {"decoder_channels": [8, 8, 8, 8, 8]}, "output_dir": "outputs/try", "fold": 0}
@@ -167,6 +168,13 @@ def test_profile_and_data_are_reported_together_before_anything_runs(fake):
     report = pd.read_csv(fake.run / "data_report.csv")
     assert report["kind"].tolist() == ["truncated"] and report["advice"].tolist() == ["copy the file again"]
     assert not (fake.run / "data.json").exists()
+
+
+def test_the_notebooks_own_number_of_folds_needs_as_many_people(tmp_path):
+    data = make_sample(tmp_path / "data", train_people=3, test_people=1, image_size=64)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(preflight.PreflightError, match="n_folds is 5, but there are 3 people"):
+        preflight.preflight(tmp_path / "run", data, Profile(), [Step(name="01_eda")])
 
 
 def test_parts_are_tried_once_and_again_after_a_change(fake):

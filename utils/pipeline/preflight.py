@@ -70,7 +70,7 @@ def preflight(
         fixes = fixes_of(planned, data)
     process = start_trying(run, planned, classes, sum(name.startswith("train/DCM/") for name in record), again)
     try:
-        n_folds = max((step.parameters.get("n_folds", 0) for step in planned), default=0)
+        n_folds = max((step.all_parameters().get("n_folds", 0) for step in planned), default=0)
         report = examine(data, n_folds, skip_bad, fixes, run / FIXED)
         print(report, *(f"  corrected: {fix}" for fix in fixes), sep="\n", flush=True)
         report.write(run / "data_report.csv")
