@@ -109,6 +109,7 @@ def test_a_corrected_data_folder_reads_like_the_fixed_index(data, tmp_path):
     assert found["image_name"].tolist() == expected["image_name"].tolist() and found["age"].equals(expected["age"])
     assert polygons(found, one) == polygons(expected, one) and polygons(found, three) == polygons(expected, three)
     assert check_data(out).errors == []
+    assert not list(out.rglob(".*"))
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and "exists already" in again.stderr
 

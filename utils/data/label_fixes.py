@@ -31,6 +31,8 @@ from utils.params import load_yaml
 
 FIXED = "fixed_labels"
 """Folder in a run's folder for the corrected annotations."""
+LOCK = ".lock"
+"""File beside them: only one process at a time writes there."""
 
 Number = Annotated[int, Field(ge=0)]
 Label = Annotated[str, Field(min_length=1)]
@@ -144,7 +146,7 @@ def apply_label_fixes(
     table, folder = table.copy(), Path(folder)
     if any(texts.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", mode=0o666):  # steps of a run start together
+        with FileLock(folder / LOCK, mode=0o666):  # steps of a run start together
             for index, text in texts.items():
                 if text:
                     table.loc[index, "annotation"] = str(_write_if_changed(folder / f"{found[index].image}.json", text))
@@ -213,6 +215,7 @@ def write_fixed_data(data_dir: str | Path, fixes: Sequence[Fix], out: str | Path
     with replacing_folder(out) as new:
         labels = new / "train" / "outputs_json"
         table = read_fixed_index(data_dir, fixes, read_classes(data_dir), labels)
+        (labels / LOCK).unlink(missing_ok=True)
         annotations = [path for path in table["annotation"] if path and not Path(path).is_relative_to(labels)]
         others = [
             path for name in ("meta_data.xlsx", "classes.txt", "solution.csv") if (path := data_dir / name).exists()
@@ -233,7 +236,7 @@ def main() -> None:
     try:
         fixes = find_fixes(given.fixes.resolve(), given.data)
         write_fixed_data(given.data, fixes, given.out)
-    except DataError as error:
+    except (DataError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(*fixes, given.out, sep="\n")
 
