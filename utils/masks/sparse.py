@@ -37,7 +37,7 @@ class SparseMaps:
             raise ValueError(f"boxes hold {sizes.sum()} values, found {self.values.size}: the file is damaged")
 
     @classmethod
-    def from_patches(cls, grid: tuple[int, int], patches: list[tuple[np.ndarray, tuple[int, int]]]) -> "SparseMaps":
+    def from_patches(cls, grid: tuple[int, int], patches: Patches) -> "SparseMaps":
         """From one (patch (height, width), corner (top, left)) per class."""
         boxes = [(*corner, *patch.shape) if patch.size else (0, 0, 0, 0) for patch, corner in patches]
         dtype = patches[0][0].dtype if patches else np.uint8
@@ -55,7 +55,7 @@ class SparseMaps:
             patches.append((plane[top : ys[-1] + 1, left : xs[-1] + 1] if ys.size else plane[:0, :0], (top, left)))
         return cls.from_patches(maps.shape[1:], patches)
 
-    def patches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    def patches(self) -> Patches:
         """One (view (height, width), corner (top, left)) per class."""
         ends = np.cumsum(self.boxes[:, 2].astype(np.int64) * self.boxes[:, 3])
         return [

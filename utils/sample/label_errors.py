@@ -40,6 +40,7 @@ def plant(kind: str, polygons: Polygons, ring: np.ndarray, rng: np.random.Genera
             return polygons | {"Pisiform": ulna.copy()}, {"Pisiform": "Pisiform"}
         head = ulna[ulna[:, 1] < np.quantile(ulna[:, 1], rng.uniform(0.2, 0.6))].mean(axis=0)
         moved = np.rint(pisiform - pisiform.mean(axis=0) + head).astype(np.int32)
+        # the forearm reaches the lower border: the Ulna's largest coordinate is the square image's last pixel
         return polygons | {"Pisiform": np.clip(moved, 0, ulna.max())}, {"Pisiform": "Pisiform"}
     label = REVERSED
     if kind == CARPALS:  # which ones were exchanged in ID325/image1664846270124 is not known
