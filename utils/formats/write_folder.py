@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import numpy as np
 import orjson
 
 from utils.data.competition import DataError
-from utils.files import shown
+from utils.files import replacing_folder, shown
 from utils.formats.read_folder import Polygons, refuse
 
 
@@ -27,21 +26,12 @@ class Imported(NamedTuple):
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place at the end: a whole folder or none.
-
-    Raises DataError if `path` exists and is not an empty folder.
-    """
+    """`replacing_folder` for a new one: DataError if `path` exists and is not an empty folder."""
     path = Path(os.path.abspath(path))
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(f"{shown(path)} exists already", ["choose a new folder; nothing in it was touched"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_folder(path) as new:
+        yield new
 
 
 def link(source: str | Path, target: Path) -> None:
