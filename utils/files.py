@@ -160,6 +160,13 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_if_changed(path: str | Path, text: str) -> None:
+    """`write_text`, unless the file holds this text already: then its time, which later steps look at, stays."""
+    path = Path(path)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
 def write_table(path: str | Path, table: "pd.DataFrame", index: bool = True, **options: Any) -> None:
     """Write `table` as CSV, whole or not at all; `index`: with its index as first columns; options: of `to_csv`."""
     with replacing(path) as temporary:

@@ -16,6 +16,7 @@ from utils.data.folds import BENT_DEGREES, wrist_angle
 from utils.files import cores
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
+from utils.masks.sparse import Patch
 
 THUMB, LITTLE = "finger-1", "finger-16"
 """A right hand has its thumb on the image's left: mean x of finger-1 < mean x of finger-16."""
@@ -23,9 +24,6 @@ BINS = 64
 """Bins of the grey value histograms, over 0 … 255."""
 WIDTHS = [f"width_{number}" for number in range(12)]
 """Columns of a bone's widths along its long axis, from the end nearer to the middle of the hand."""
-
-Patch = tuple[np.ndarray, tuple[int, int]]
-"""A mask or map inside its box, (height, width), and the box's corner (top, left)."""
 
 
 @dataclass(frozen=True)

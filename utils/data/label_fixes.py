@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from utils.data.competition import MOST_BYTES, read_classes, read_index
 from utils.data.findings import DataError
 from utils.errors import unknown
-from utils.files import replacing_folder, resolve, shown, write_text
+from utils.files import replacing_folder, resolve, shown, write_if_changed
 from utils.params import load_yaml
 
 FIXED = "fixed_labels"
@@ -149,7 +149,8 @@ def apply_label_fixes(
         with FileLock(folder / LOCK, mode=0o666):  # steps of a run start together
             for index, text in texts.items():
                 if text:
-                    table.loc[index, "annotation"] = str(_write_if_changed(folder / f"{found[index].image}.json", text))
+                    table.loc[index, "annotation"] = str(path := folder / f"{found[index].image}.json")
+                    write_if_changed(path, text)
     return table.drop(index=[index for index, fix in found.items() if fix.drop]).reset_index(drop=True)
 
 
@@ -185,12 +186,6 @@ def corrected(path: Path, fix: Fix, classes: Iterable[str]) -> tuple[str, list[s
         changed = new.get(number, new.get(label))
         kept.append(annotation | {"label": changed} if changed else annotation)
     return json.dumps(content | {"annotations": kept}, ensure_ascii=False), problems
-
-
-def _write_if_changed(path: Path, text: str) -> Path:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
-    return path
 
 
 def _problem(error: dict[str, Any], found: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from utils.files import ROOT, read_json, write_json, write_text
+from utils.files import ROOT, read_json, write_if_changed, write_json
 from utils.params import WITHOUT_EFFECT
 from utils.pipeline.hours import MEASURED_BY
 from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
@@ -43,7 +43,7 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     for step in planned:
         _write_parameters(run, step)
         notebook = f"notebooks/{step.name.partition('/')[0]}.ipynb"
-        _write_if_changed(run / notebook, _sources(ROOT / notebook))
+        write_if_changed(run / notebook, _sources(ROOT / notebook))
         submission = ROOT / step.parameters.get("submission", "")
         if force or not submission.exists():
             (run / step.name / "metrics.json").unlink(missing_ok=True)
@@ -93,8 +93,8 @@ def _write_parameters(run: Path, step: Step) -> None:
     notes += [f"# plugin {path} {digest}\n" for path, digest in step.plugins.items()]
     others = {name: step.parameters[name] for name in step.parameters if name in WITHOUT_EFFECT}
     shaping = {name: step.parameters[name] for name in step.parameters if name not in others}
-    _write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
-    _write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
+    write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
+    write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
 
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
@@ -120,11 +120,6 @@ def copy_for_preview(run: Path, copy: Path) -> Path:
 
 def _as_yaml(parameters: dict[str, Any]) -> str:
     return yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
 
 
 def _sources(path: Path) -> str:
