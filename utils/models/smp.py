@@ -1,6 +1,7 @@
 """The decoders of segmentation-models-pytorch with its own and timm's encoders."""
 
 import inspect
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -57,15 +58,8 @@ def build(
     decoder = smp.MODEL_ARCHITECTURES_MAPPING[name]
     known = [p for p in inspect.signature(decoder).parameters if p not in SET_HERE]
     check_options(name, options, [*known, "deep_supervision"])
-    if encoder_weights == "imagenet":
-        check_hub(*hub_source(encoder))
-    fixed_size = encoder.startswith(NEEDS_IMAGE_SIZE)
-    if fixed_size:
-        if not image_size:
-            raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
-        options["img_size"] = image_size
-    if encoder.startswith(ANY_IMAGE_SIZE):
-        options["strict_img_size"] = fixed_size = False
+    settings, multiple = encoder_options(encoder, encoder_weights, image_size)
+    options |= settings
     if name == "dpt":
         options["dynamic_img_size"] = True
     weights = encoder_weights if encoder_weights == "imagenet" else None
@@ -75,13 +69,37 @@ def build(
         raise ModelError(
             f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}"
         ) from error
-    model = PaddedModel(network, image_size if fixed_size else MULTIPLES.get(name, 32))
-    if encoder_weights and not weights:
-        load_state(network.encoder, read_state(encoder_weights, encoder), encoder_weights)
-    if encoder_weights:
-        model.mean, model.std = normalisation(timm_name(encoder))
+    model = fill_encoder(PaddedModel(network, MULTIPLES.get(name, multiple)), encoder, encoder_weights)
     if deep_supervision:
         model.network = DeeplySupervised(network, classes, max(model.multiple, 64))
+    return model
+
+
+def encoder_options(encoder: str, encoder_weights: str | None, image_size: int | None) -> tuple[dict[str, Any], int]:
+    """The options that smp makes this encoder with, and what the sides of its images must be a multiple of.
+
+    Raises ModelError for an encoder built for one size without `image_size`, and for "imagenet" out of reach.
+    """
+    if encoder_weights == "imagenet":
+        check_hub(*hub_source(encoder))
+    if not encoder.startswith(NEEDS_IMAGE_SIZE):
+        return {}, 32
+    if not image_size:
+        raise ModelError(f"encoder {encoder} is built for one image size: give image_size")
+    if encoder.startswith(ANY_IMAGE_SIZE):
+        return {"img_size": image_size, "strict_img_size": False}, 32
+    return {"img_size": image_size}, image_size
+
+
+def fill_encoder(model: PaddedModel, encoder: str, encoder_weights: str | None) -> PaddedModel:
+    """Load weights from a file or package into `model.network.encoder`, set their normalisation, return the model.
+
+    "imagenet" weights are there already: smp loads them where it makes the encoder.
+    """
+    if encoder_weights and encoder_weights != "imagenet":
+        load_state(model.network.encoder, read_state(encoder_weights, encoder), encoder_weights)
+    if encoder_weights:
+        model.mean, model.std = normalisation(timm_name(encoder))
     return model
 
 
