@@ -89,8 +89,11 @@ def check_overfits(
     lr: float = 2e-3,
     dice: float = 0.9,
     **options,
-) -> None:
-    """After `steps` of Adam on two images of three large shapes, the mean Dice on them is at least `dice`."""
+) -> tuple[PaddedModel, torch.Tensor, torch.Tensor]:
+    """After `steps` of Adam on two images of three large shapes, the mean Dice on them is at least `dice`.
+
+    Returns the trained network, the images and their labels.
+    """
     torch.manual_seed(0)
     model = build_model(name, CLASSES, encoder, **options).train()
     images, labels = shapes(size)
@@ -105,6 +108,7 @@ def check_overfits(
         predicted = model.eval()(images) > 0
     found = mean_dice(predicted, labels > 0)
     assert found >= dice, f"{name}: Dice {found:.3f} after {steps} steps"
+    return model, images, labels
 
 
 def mean_dice(predicted: torch.Tensor, truth: torch.Tensor) -> float:

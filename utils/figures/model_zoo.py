@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 from utils.figures.overlays import draw_outlines, halo, image_grid, show_image
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, new_figure
 
-FAMILY_COLOURS = (*PALETTE[:6], SOFT, INK)
+FAMILY_COLOURS = (*PALETTE[:6], "#8E5BD0", SOFT, INK)
 
 
 def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: int) -> Figure:

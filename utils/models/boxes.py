@@ -18,22 +18,19 @@ LARGEST_LOG = math.log(1000 / 16)
 
 
 def anchors(
-    sizes: Sequence[tuple[int, int]], height: int, width: int, scale: float, ratios: Sequence[float]
+    sizes: Sequence[tuple[int, int]], height: int, width: int, sides: Sequence[float], ratios: Sequence[float]
 ) -> torch.Tensor:
     """The anchors of all levels, float (A, 4), in the order level, row, column, ratio.
 
-    sizes: height and width of each level's map, for an image of `height` × `width` pixels. scale: side of a square
-    anchor in strides of its level. ratios: width / height of the anchors at each place, all of the same area.
+    sizes: rows and columns of each level's map, for an image of `height` × `width` pixels. sides: pixels, of each
+    level's square anchor. ratios: width / height of the anchors at each place, all of the same area.
     """
-    ratio = torch.tensor(ratios).sqrt()
+    root = torch.tensor(ratios).sqrt()
     levels = []
-    for rows, columns in sizes:
-        step_y, step_x = height / rows, width / columns
-        y, x = torch.meshgrid(
-            (torch.arange(rows) + 0.5) * step_y, (torch.arange(columns) + 0.5) * step_x, indexing="ij"
-        )
-        centre = torch.stack([x, y], -1)[:, :, None]
-        half = torch.stack([scale * step_x * ratio, scale * step_y / ratio], -1) / 2
+    for (rows, columns), side in zip(sizes, sides, strict=True):
+        y, x = (torch.arange(rows) + 0.5) * (height / rows), (torch.arange(columns) + 0.5) * (width / columns)
+        centre = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1)[:, :, None]
+        half = side * torch.stack([root, 1 / root], -1) / 2
         levels.append(torch.cat([centre - half, centre + half], -1).reshape(-1, 4))
     return torch.cat(levels)
 

