@@ -38,7 +38,7 @@ def test_instances_are_pairs_of_a_query_and_a_class(monkeypatch):
     masks[0, 2:4, 1:6], masks[1, 5:, :] = 4.0, 1.0
     answer = type("Answer", (), {"class_queries_logits": chances.log()[None], "masks_queries_logits": masks[None]})
     monkeypatch.setattr(model.network.model, "forward", lambda **_: answer)
-    (found,) = model.instances(torch.zeros(1, 3, 8, 8))
+    (found,) = model.network.instances(torch.zeros(1, 3, 8, 8))
     clear, faint = torch.sigmoid(torch.tensor([4.0, 1.0])).tolist()
     assert found.labels.tolist() == [0, 0, 1]
     assert found.scores.tolist() == pytest.approx([0.7 * clear, 0.6 * faint, 0.2 * clear], abs=1e-5)

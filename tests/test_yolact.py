@@ -1,9 +1,11 @@
 """YOLACT: boxes, anchors and their matching, fast suppression, the losses, and whether it learns."""
 
 import math
+import re
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -13,9 +15,9 @@ from tests import zoo
 from utils.models import ModelError, build_model
 from utils.models.boxes import BACKGROUND, NEUTRAL, anchors, decode, encode, fast_nms, match
 from utils.models.instances import class_logits, targets
-from utils.models.yolact import Found, losses
+from utils.models.yolact_losses import Found, losses
 
-SMALL = {"channels": 32, "anchor_scale": 0.5}
+SMALL = {"channels": 32, "smallest_anchor": 4}
 corner, length = st.floats(-50, 300), st.floats(0.5, 400)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], corner, corner, length, length)
 boxes_ = st.lists(box, min_size=1, max_size=12).map(torch.tensor)
@@ -156,7 +158,7 @@ def test_losses_are_finite_without_any_object(predicted):
 def test_masks_of_some_anchors_stand_for_all(predicted, monkeypatch):
     """With more anchors than are drawn, the mean over draws is the loss of all."""
     wanted = losses(*predicted)["masks"].item()
-    monkeypatch.setattr("utils.models.yolact.MASKS_LEARNT", 3)
+    monkeypatch.setattr("utils.models.yolact_losses.MASKS_LEARNT", 3)
     drawn = [losses(*predicted)["masks"].item() for _ in range(200)]
     assert max(drawn) > min(drawn)
     assert sum(drawn) / len(drawn) == pytest.approx(wanted, rel=0.05)
@@ -168,7 +170,7 @@ def test_shapes_gradients_and_round_trip():
 
 def test_two_images_are_learnt_and_instances_make_the_same_masks():
     """Their union is what `forward` gives, but that it resizes the union and not each mask."""
-    model, images, labels = zoo.check_overfits("yolact", steps=60, channels=64)
+    model, images, labels = zoo.check_overfits("yolact", steps=60, channels=64, smallest_anchor=24)
     found = model.instances(images)
     with torch.inference_mode():
         union, logits = class_logits(found, 3).sigmoid(), model(images).sigmoid()
@@ -203,6 +205,31 @@ def test_half_precision_keeps_the_losses_in_float32():
         logits, found = model.eval()(images), model.instances(images)
     assert half.dtype == logits.dtype == found[0].masks.dtype == torch.float32
     assert half.item() == pytest.approx(whole.item(), rel=0.05)
+
+
+def test_the_authors_weights_are_taken_but_for_the_classes(tmp_path, capsys):
+    """A file with the names and shapes of theirs, for 80 classes and background."""
+    body = {n: t for n, t in torchvision.models.resnet50().state_dict().items() if not n.startswith("fc")}
+    body = {f"backbone.{re.sub(r'layer([1-4])', lambda m: f'layers.{int(m[1]) - 1}', n)}": t for n, t in body.items()}
+    shapes = {f"fpn.lat_layers.{i}": (256, number, 1, 1) for i, number in enumerate((2048, 1024, 512))}
+    shapes |= {f"fpn.pred_layers.{i}": (256, 256, 3, 3) for i in range(3)}
+    shapes |= {f"fpn.downsample_layers.{i}": (256, 256, 3, 3) for i in range(2)}
+    shapes |= {f"proto_net.{i}": (256, 256, 3, 3) for i in (0, 2, 4, 8)} | {"proto_net.10": (32, 256, 1, 1)}
+    head = {"upfeature.0": 256, "bbox_layer": 12, "conf_layer": 243, "mask_layer": 96}
+    shapes |= {f"prediction_layers.0.{n}": (number, 256, 3, 3) for n, number in head.items()}
+    shapes["semantic_seg_conv"] = (80, 256, 1, 1)
+    layers = {f"{n}.weight": torch.zeros(s) for n, s in shapes.items()}
+    layers |= {f"{n}.bias": torch.zeros(s[0]) for n, s in shapes.items()}
+    file = tmp_path / "yolact_resnet50_54_800000.pth"
+    torch.save({n: t * 0 + 0.25 for n, t in (body | layers).items()}, file)
+    model = build_model("yolact_resnet50", 3, None, str(file)).network
+    different = {n for n, p in model.named_parameters() if not (p == 0.25).all()}
+    assert different == {f"{n}.{kind}" for n in ("heads.1", "segmentation") for kind in ("weight", "bias")}
+    assert "start at random" in capsys.readouterr().out
+    with pytest.raises(ModelError, match=r"does not fit this YOLACT: .* such as encoder.layer3.6.conv1.weight"):
+        build_model("yolact_resnet101", 3, None, str(file))
+    with pytest.raises(ModelError, match="Download the authors' file"):
+        build_model("yolact_resnet50", 3, None, "coco")
 
 
 def test_encoders_and_options():

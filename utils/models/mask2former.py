@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
-import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from utils.models.base import Loss, ModelError, PaddedModel, check_options
@@ -251,8 +251,7 @@ def build_on_encoder(
     encoder = encoder or DEFAULT_ENCODER
     check_encoder(name, encoder)
     settings, multiple = encoder_options(encoder, encoder_weights, image_size)
-    weights = encoder_weights if encoder_weights == "imagenet" else None
-    body = smp.encoders.get_encoder(encoder, weights=weights, **settings)
+    body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
     return fill_encoder(PaddedModel(Mask2Former("", classes, body, **options), multiple), encoder, encoder_weights)
 
 

@@ -1,66 +1,65 @@
 """YOLACT: masks as sums of prototypes that all instances of an image share, with coefficients of each anchor."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torch.nn import functional as F
 
-from utils.models.base import Loss, PaddedModel, check_options
+from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.blocks import upsample_to
-from utils.models.boxes import BACKGROUND, anchors, decode, encode, fast_nms, match
-from utils.models.instances import Instances, targets
+from utils.models.boxes import anchors, decode, fast_nms
+from utils.models.instances import Instances
 from utils.models.smp import DEFAULT_ENCODER, check_encoder, encoder_options, fill_encoder
+from utils.models.weights import read_state
+from utils.models.yolact_losses import Found, inside, losses
 from utils.registry import register_model
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Of the pyramid's levels, P3 to P7."""
 RATIOS = (1.0, 0.5, 2.0)
 """Width / height of the anchors at each place."""
-BOX_WEIGHT, MASK_WEIGHT, SEGMENTATION_WEIGHT = 1.5, 6.125, 1.0
-NEGATIVES = 3
-"""Background anchors in the loss for each that has an object."""
-MASKS_LEARNT = 100
-"""Anchors of an image whose masks are learnt in one step, drawn at random where more have an object."""
 BEST, LEAST_SCORE = 200, 0.05
 """Anchors of each class that enter the suppression, and the score below which nothing is an instance."""
-OPTIONS = ("channels", "prototypes", "anchor_scale", "instances")
-
-
-class Found(NamedTuple):
-    """What the network says of a batch, in float32.
-
-    offsets (N, A, 4) from the anchors `places` (A, 4), classes (N, A, classes + 1) as logits with the background last,
-    coefficients (N, A, k) from -1 to 1, prototypes (N, k, h, w) at a quarter of the image's size, segmentation: logits
-    (N, classes, H / 8, W / 8).
-    """
-
-    offsets: torch.Tensor
-    classes: torch.Tensor
-    coefficients: torch.Tensor
-    prototypes: torch.Tensor
-    segmentation: torch.Tensor
-    places: torch.Tensor
+OPTIONS = ("channels", "prototypes", "smallest_anchor", "instances")
+AUTHORS = "prediction_layers.0."
+"""Where the head is in the authors' files, by which they are known."""
+NAMES = {
+    **{f"backbone.layers.{i}.": f"encoder.layer{i + 1}." for i in range(4)},
+    "backbone.": "encoder.",
+    "fpn.lat_layers.": "pyramid.lateral.",
+    "fpn.pred_layers.": "pyramid.smooth.",
+    "fpn.downsample_layers.": "pyramid.halve.",
+    "proto_net.8.": "protonet.7.",
+    "proto_net.10.": "protonet.9.",
+    "proto_net.": "protonet.",
+    f"{AUTHORS}upfeature.": "tower.",
+    f"{AUTHORS}bbox_layer.": "heads.0.",
+    f"{AUTHORS}mask_layer.": "heads.2.",
+}
+"""Beginnings of the tensors' names in the authors' files, and here."""
+OF_CLASSES = ("heads.1.", "segmentation.")
+"""What learns the classes: not taken from the authors, whose classes are COCO's, the background first."""
 
 
 class Pyramid(nn.Module):
-    """Feature pyramid (Lin et al. 2017) of the last three of an encoder's maps, and two more levels: P3 to P7."""
+    """Feature pyramid (Lin et al. 2017) of the last three of an encoder's maps, and two more levels: P3 to P7.
+
+    inputs: channels of the encoder's maps, the finest first. The layers' order is the authors': the coarsest first.
+    """
 
     def __init__(self, inputs: Sequence[int], channels: int):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in inputs)
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
+        self.lateral = nn.ModuleList(nn.Conv2d(number, channels, 1) for number in reversed(inputs))
+        self.smooth = nn.ModuleList(convolution(channels, channels) for _ in inputs)
         self.halve = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Maps at strides 8, 16 and 32 to maps (N, channels, …) at strides 8 to 128."""
         merged = []
-        for layer, finer in zip(reversed(self.lateral), reversed(maps), strict=True):
+        for layer, finer in zip(self.lateral, reversed(maps), strict=True):
             skip = layer(finer)
             merged.append(skip + upsample_to(merged[-1], skip) if merged else skip)
-        levels = [F.relu(layer(level)) for layer, level in zip(self.smooth, reversed(merged), strict=True)]
+        levels = [F.relu(layer(level)) for layer, level in zip(self.smooth, merged, strict=True)][::-1]
         for layer in self.halve:
             levels.append(layer(levels[-1]))
         return levels
@@ -84,8 +83,8 @@ class YOLACT(nn.Module):
     weigh, cut off at its box. Unlike the authors' code, which made all anchors square by accident, anchors have the
     paper's ratios; and masks are learnt as coverage of the prototypes' pixels, not cut at a half.
 
-    channels: of the pyramid, the prototypes' layers and the head. anchor_scale: side of the square anchor in strides of
-    its level; 3 makes the paper's 24 to 384 pixels. instances: the most in an image.
+    channels: of the pyramid, the prototypes' layers and the head. smallest_anchor: side of the smallest square anchor,
+    pixels; each of the five levels doubles it, in the paper from 24 to 384. instances: the most in an image.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ class YOLACT(nn.Module):
         classes: int,
         channels: int = 256,
         prototypes: int = 32,
-        anchor_scale: float = 3.0,
+        smallest_anchor: float = 24.0,
         instances: int = 100,
     ):
         super().__init__()
         self.encoder, self.outputs = encoder, (4, classes + 1, prototypes)
-        self.sides, self.most = [anchor_scale * stride for stride in STRIDES], instances
+        self.sides, self.most = [smallest_anchor * 2**level for level in range(5)], instances
         self.pyramid = Pyramid(encoder.out_channels[-3:], channels)
         before = [layer for _ in range(3) for layer in (convolution(channels, channels), nn.ReLU())]
         after = [convolution(channels, channels), nn.ReLU(), nn.Conv2d(channels, prototypes, 1), nn.ReLU()]
@@ -177,104 +176,68 @@ class YOLACT(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return sum(losses(found, label.float()).values())
 
+    def load(self, state: dict[str, torch.Tensor], source: str) -> None:
+        """Fill the network from one of the authors' files, but for what learns the classes, which a line says.
+
+        Raises ModelError for a file of another encoder or of other sizes.
+        """
+        renamed = {}
+        for name, tensor in state.items():
+            start = next((start for start in NAMES if name.startswith(start)), "")
+            renamed[NAMES.get(start, "") + name.removeprefix(start)] = tensor
+        own = {n: t for n, t in self.state_dict().items() if not n.startswith(OF_CLASSES)}
+        fitting = {n: renamed[n] for n, t in own.items() if n in renamed and renamed[n].shape == t.shape}
+        if wrong := [n for n in own if n not in fitting and not n.endswith("num_batches_tracked")]:
+            raise ModelError(
+                f"{source} does not fit this YOLACT: {len(wrong)} of {len(own)} tensors missing or of another shape, "
+                f"such as {', '.join(wrong[:3])}. Choose the architecture it was made for, without options"
+            )
+        self.load_state_dict(fitting, strict=False)
+        print(f"{source}: all but the layers that learn the classes ({', '.join(OF_CLASSES)}), which start at random")
+
 
 def convolution(inputs: int, outputs: int) -> nn.Conv2d:
     """3 × 3, of the map's size."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def inside(boxes: torch.Tensor, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Which pixels of maps of `shape` lie in each box, or one pixel beside it: bool (…, h, w) of boxes (…, 4).
-
-    size: height and width of the image that the boxes lie in.
-    """
-    (rows, columns), (height, width) = shape, size
-    left, top, right, bottom = boxes[..., None].unbind(-2)
-    x = torch.arange(columns, device=boxes.device) * (width / columns)
-    y = torch.arange(rows, device=boxes.device) * (height / rows)
-    across = (x >= left - width / columns) & (x < right + width / columns)
-    down = (y >= top - height / rows) & (y < bottom + height / rows)
-    return down[..., :, None] & across[..., None, :]
-
-
-def losses(found: Found, label: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The weighted losses classes, boxes, masks and segmentation of float (N, classes, H, W) labels, each a scalar.
-
-    The first three are sums over anchors divided by the number of those that have an object, in the whole batch.
-    """
-    size = label.shape[-2:]
-    truth = targets(label)
-    matched = torch.stack([match(each.boxes, found.places) for each in truth])
-    positive = matched >= 0
-    boxes, masks = found.offsets.new_zeros(()), found.offsets.new_zeros(())
-    classes = torch.where(positive, 0, found.classes.shape[2] - 1)
-    for number, each in enumerate(truth):
-        which = positive[number].nonzero()[:, 0]
-        of_which = matched[number][which]
-        classes[number, which] = each.labels[of_which]
-        offsets = encode(each.boxes[of_which], found.places[which])
-        boxes = boxes + F.smooth_l1_loss(found.offsets[number, which], offsets, reduction="sum")
-        drawn = torch.randperm(len(which), device=which.device)[:MASKS_LEARNT]
-        sampled = len(which) / max(len(drawn), 1)
-        masks = masks + sampled * mask_loss(
-            found.coefficients[number, which[drawn]], found.prototypes[number], each, of_which[drawn], size
-        )
-    coverage = F.adaptive_avg_pool2d(label, found.segmentation.shape[-2:])
-    segmentation = F.binary_cross_entropy_with_logits(found.segmentation, coverage) * label.shape[1]
-    counted = positive | hard_negatives(found.classes, matched)
-    entropy = F.cross_entropy(found.classes[counted], classes[counted], reduction="sum")
-    objects = positive.sum().clamp(min=1)
-    return {
-        "classes": entropy / objects,
-        "boxes": BOX_WEIGHT * boxes / objects,
-        "masks": MASK_WEIGHT * masks / objects,
-        "segmentation": SEGMENTATION_WEIGHT * segmentation,
-    }
-
-
-def hard_negatives(classes: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-    """The background anchors that are learnt, bool (N, A): in each image, those that look least like background.
-
-    classes: logits (N, A, classes + 1). matched: (N, A), see `boxes.match`.
-    """
-    background = matched == BACKGROUND
-    surprise = -classes.detach().log_softmax(-1)[..., -1]
-    rank = surprise.masked_fill(~background, -1).argsort(1, descending=True).argsort(1)
-    return background & (rank < NEGATIVES * (matched >= 0).sum(1, keepdim=True))
-
-
-def mask_loss(
-    coefficients: torch.Tensor, prototypes: torch.Tensor, truth: Instances, which: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
-    """Sum over P anchors of the mean cross-entropy of their masks within their true boxes.
-
-    coefficients (P, k); prototypes (k, h, w); which: number (P,) of each anchor's instance in `truth`; size: height and
-    width of the image.
-    """
-    shape = prototypes.shape[1:]
-    goal = F.adaptive_avg_pool2d(truth.masks, shape)[which]
-    logits = torch.einsum("pk,khw->phw", coefficients, prototypes)
-    entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    entropy = (entropy * inside(truth.boxes, shape, size)[which]).sum((1, 2))
-    sides = (truth.boxes[:, 2:] - truth.boxes[:, :2])[which]
-    return (entropy / sides.prod(1) * (size[0] / shape[0]) * (size[1] / shape[1])).sum()
-
-
 @register_model("yolact", family="instances")
 def build(
     name: str, classes: int, encoder: str | None, encoder_weights: str | None, image_size: int | None = None, **options
 ) -> PaddedModel:
-    """YOLACT on any encoder, with the `options` of the class. `image_size` matters to encoders built for one size."""
+    """YOLACT on any encoder, with the `options` of the class.
+
+    image_size: without `smallest_anchor`, anchors are as large in it as the paper's in 550 pixels; besides, encoders
+    built for one size need it.
+    """
     check_options(name, options, OPTIONS)
     encoder = encoder or DEFAULT_ENCODER
     check_encoder(name, encoder)
     settings, multiple = encoder_options(encoder, encoder_weights, image_size)
-    weights = encoder_weights if encoder_weights == "imagenet" else None
-    network = YOLACT(smp.encoders.get_encoder(encoder, weights=weights, **settings), classes, **options)
+    body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
+    network = YOLACT(body, classes, **{"smallest_anchor": 24 * (image_size or 550) / 550} | options)
     return fill_encoder(PaddedModel(network, multiple), encoder, encoder_weights)
 
 
 @register_model("yolact_resnet50", "yolact_resnet101", family="instances")
-def build_on_resnet(name: str, classes: int, encoder_weights: str | None, **options) -> PaddedModel:
-    """The paper's networks: `build` on the encoder in their name."""
-    return build(name, classes, name.removeprefix("yolact_"), encoder_weights, **options)
+def build_on_resnet(
+    name: str, classes: int, encoder_weights: str | None, image_size: int | None = None, **options
+) -> PaddedModel:
+    """The paper's networks: `build` on the encoder in their name.
+
+    encoder_weights: may also be the path of the authors' file for COCO, such as yolact_resnet50_54_800000.pth.
+    """
+    encoder = name.removeprefix("yolact_")
+    if encoder_weights == "coco":
+        raise ModelError(
+            f"{name}: no hub has COCO's weights. Download the authors' file (github.com/dbolya/yolact, section "
+            "Evaluation) and give its path as encoder_weights"
+        )
+    if not encoder_weights or encoder_weights in ("imagenet", "pip"):
+        return build(name, classes, encoder, encoder_weights, image_size, **options)
+    state = read_state(encoder_weights)
+    if not any(tensor.startswith(AUTHORS) for tensor in state):
+        return build(name, classes, encoder, encoder_weights, image_size, **options)
+    model = build(name, classes, encoder, None, image_size, **options)
+    model.network.load(state, encoder_weights)
+    return model
