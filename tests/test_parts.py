@@ -236,6 +236,16 @@ def test_keys_are_the_same_in_every_process_and_tell_settings_apart():
     assert describe(torch.float32) == "torch.float32"
 
 
+def test_a_description_grows_with_what_it_describes_not_with_its_depth():
+    """JSON within JSON would double its backslashes at every level; networks of transformers are 20 levels deep."""
+    nested, first = {"settings": {"b", 'a"'}}, 0
+    for _ in range(40):
+        nested = {"child": nested, "width": 3}
+        first = first or len(json.dumps(describe(nested)))
+    assert len(json.dumps(describe(nested))) < 40 * first
+    assert describe({"b": 1, "a": {2, 1}}) == describe({"a": {1, 2}, "b": 1})
+
+
 def test_the_example_plugin_has_one_part_of_each_kind():
     assert len((ROOT / EXAMPLE).read_text().splitlines()) <= 80
     before = {kind: set(list_parts(kind)) for kind in set(registry.PARAMETERS.values())}

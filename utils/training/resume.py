@@ -59,11 +59,11 @@ def describe(value: Any, within: tuple[int, ...] = ()) -> Any:
         return "…"
     inner = functools.partial(describe, within=(*within, id(value)))
     if isinstance(value, Mapping):
-        return sorted([str(key), json.dumps(inner(item), sort_keys=True)] for key, item in value.items())
+        return sorted(([str(key), inner(item)] for key, item in value.items()), key=lambda pair: pair[0])
     if isinstance(value, list | tuple):
         return [inner(item) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(inner(item)) for item in value)
+        return sorted((inner(item) for item in value), key=json.dumps)
     if isinstance(value, torch.Tensor | np.ndarray):
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
