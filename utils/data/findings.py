@@ -9,6 +9,12 @@ class DataError(Problems):
     """Data that can't be used; the message lists every problem found and what to do."""
 
 
+def refuse(title: str, problems: list[str]) -> None:
+    """Raise DataError if there are problems."""
+    if problems:
+        raise DataError(title, problems)
+
+
 class Kind(NamedTuple):
     """severity: "error" stops a run, "warning" does not. advice: what to do."""
 

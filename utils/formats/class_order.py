@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils.data.competition import HAND_BONES, DataError
-from utils.formats.read_folder import refuse
+from utils.data.findings import refuse
 
 
 def class_order(found: Iterable[str], given: str | Path | None) -> list[str]:

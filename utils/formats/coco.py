@@ -17,11 +17,12 @@ import orjson
 import pandas as pd
 
 from utils.data.competition import HAND_BONES, DataError, read_classes, read_index
+from utils.data.findings import refuse
 from utils.files import replacing
 from utils.formats import coco_rle
 from utils.formats.class_order import class_order
 from utils.formats.coco_read import class_names, read_dataset
-from utils.formats.read_folder import Image, Polygons, each_image, images_of, refuse, split_images
+from utils.formats.read_folder import Image, Polygons, each_image, images_of, split_images
 from utils.formats.shapes import DEFAULT, Options, Shape, write_shapes
 from utils.masks import rle
 from utils.masks.labels import draw_region

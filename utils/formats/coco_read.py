@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 
 from utils.data.competition import DataError
+from utils.data.findings import refuse
 from utils.formats import coco_rle
 from utils.formats.class_order import check_order
 from utils.formats.image_files import plain_name
-from utils.formats.read_folder import refuse
 from utils.masks.outlines import outline
 
 

@@ -5,10 +5,10 @@ import sys
 from collections import Counter
 
 from utils.data.competition import DataError, read_classes, read_index
+from utils.data.findings import refuse
 from utils.files import write_table
 from utils.formats import class_maps, coco, cvat, labelme, yolo
 from utils.formats.coco_read import class_names, is_dataset, read_dataset, read_results
-from utils.formats.read_folder import refuse
 from utils.formats.shapes import Options
 
 IMPORTS = {

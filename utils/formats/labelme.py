@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from utils.data.findings import refuse
 from utils.formats.class_order import class_order
-from utils.formats.read_folder import refuse
 from utils.formats.shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
 from utils.masks.outlines import outline
 

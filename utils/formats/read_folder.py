@@ -13,6 +13,7 @@ import orjson
 import pandas as pd
 
 from utils.data.competition import DataError, read_annotation
+from utils.data.findings import refuse
 from utils.data.folds import assign_folds, read_folds, split_fold
 from utils.files import cores
 from utils.masks import digits
@@ -137,9 +138,3 @@ def split_images(
         found = sorted(set(dealt["fold"]))
         raise DataError(f"there is no fold {fold}", [f"expected one of {found}, or -1 for all images"])
     return split_fold(table, dealt, fold)
-
-
-def refuse(title: str, problems: list[str]) -> None:
-    """Raise DataError if there are problems."""
-    if problems:
-        raise DataError(title, problems)

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError
+from utils.data.findings import refuse
 from utils.files import cores
 from utils.formats import coco_rle
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
-from utils.formats.read_folder import refuse
 from utils.masks import rle
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw_region

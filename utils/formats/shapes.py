@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.data.findings import refuse
 from utils.formats.image_files import ImageFiles, image_size
-from utils.formats.read_folder import Polygons, refuse
+from utils.formats.read_folder import Polygons
 from utils.formats.write_folder import Imported, write_folder
 
 

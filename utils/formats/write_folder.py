@@ -12,8 +12,9 @@ import numpy as np
 import orjson
 
 from utils.data.competition import DataError
+from utils.data.findings import refuse
 from utils.files import replacing_folder, shown
-from utils.formats.read_folder import Polygons, refuse
+from utils.formats.read_folder import Polygons
 
 
 class Imported(NamedTuple):

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError
+from utils.data.findings import refuse
 from utils.masks import rle
 from utils.masks.dice import dice_of_masks
 from utils.submission.checker import rle_problems, row_problems, shown_name
-from utils.submission.csv_file import COLUMNS, KEY, expected_rows, read, refuse
+from utils.submission.csv_file import COLUMNS, KEY, expected_rows, read
 
 WIDTH_RUNS, WIDTH_SHARE, WIDTH_RATIO = 16, 0.6, 1.5
 """The width of an image can be told from a mask if it has at least this many runs, and if at least this share of its

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError, find_images, read_classes
+from utils.data.findings import refuse
 from utils.files import write_text
 
 COLUMNS = ["image_name", "class", "rle"]
@@ -60,12 +61,6 @@ def expected_rows(data_dir: str | Path) -> pd.DataFrame:
         raise DataError(f"{data_dir}: no test images", [str(finding) for finding in findings])
     images = images.drop_duplicates("image_name")[["image_name", "height", "width"]].replace(0, np.nan)
     return images.merge(pd.DataFrame({"class": read_classes(data_dir)}), how="cross")[[*KEY, "height", "width"]]
-
-
-def refuse(title: str, problems: list[str]) -> None:
-    """Raise a DataError if there are problems."""
-    if problems:
-        raise DataError(title, problems)
 
 
 def _records(text: str) -> Iterator[tuple[int, list[str]]]:
