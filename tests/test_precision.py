@@ -86,6 +86,16 @@ def test_the_choice_is_timed_once_and_read_by_the_other_folds(sample, tmp_path, 
         fit(data, tmp_path / "model/fold2", precision="auto", precision_file=file, parts={"model": other})
 
 
+def test_a_named_half_precision_becomes_float32_where_the_device_has_none(sample, tmp_path, monkeypatch, capsys):
+    data = small_data(sample, tmp_path / "cache")
+    monkeypatch.setattr(device, "candidates", lambda _: ["32-true"])
+    fit(data, tmp_path / "a", epochs=1, precision=FAST)
+    assert read_json(tmp_path / "a/best/config.json")["precision"] == "32-true channels_last"
+    assert f"precision 32-true channels_last, because this cpu computes no {FAST}" in capsys.readouterr().out
+    fit(data, tmp_path / "b", epochs=1, precision="32-true channels_last")
+    assert same(weights(tmp_path / "a/last"), weights(tmp_path / "b/last"))
+
+
 def test_real_steps_are_timed_in_every_precision_and_leave_no_trace(sample, tmp_path):
     data = small_data(sample, tmp_path / "cache")
     fit(data, tmp_path / "auto", epochs=1, precision="auto")

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
 from utils.data.loader import FoldData, plain_loader, training_loader
-from utils.device import choose_device
+from utils.device import choose_device, usable
 from utils.files import delete_temporary, resolve, restore_folder, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import Config, describe_network, hash_people, load_weights, read_config
@@ -133,6 +133,9 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
         shape, file = (settings.batch_size, data.side), settings.precision_file or folder / "precision.json"
         precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
         settings = replace(settings, precision=precision.name)
+    elif (possible := usable(settings.precision, device).name) != settings.precision:
+        print(f"precision {possible}, because this {device.type} computes no {settings.precision}")
+        settings = replace(settings, precision=possible)
     config = Config(
         precision=settings.precision,
         classes=data.cache.classes,

@@ -50,14 +50,14 @@ class Settings:
     init_checkpoint: folder of a checkpoint to start from; "" starts from the network's own weights, whose last bias is
     set to the class prior with `start_from_prior` (see `models.base`). ema_decay: of the averaged weights that are
     validated and saved, warmed up from 0.1 so that short trainings profit; 0 switches averaging off. swa_epochs: in so
-    many last epochs, the plain mean of the weights at their ends takes the place of those. gradient_clip:
-    norm, 0 for none. early_stopping: epochs without a better validation Dice, 0 for never. validate_every: epochs
-    between validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS`, or "auto" for
-    the fastest here, which is measured once and kept in precision_file ("": precision.json in the training's folder).
-    device: see `utils.device`. upsample: what is upsampled to full size in validation; the official baseline takes
-    logits, everything else here probabilities. resumable: keep resume.ckpt after each epoch, the mark of a finished
-    training, and what another training left in the folder. on_epoch: called with the history, one dictionary per epoch;
-    None prints a line.
+    many last epochs, the plain mean of the weights at their ends takes the place of those. gradient_clip: norm, 0 for
+    none. early_stopping: epochs without a better validation Dice, 0 for never. validate_every: epochs between
+    validations; the last epoch is always validated. precision: one of `utils.device.PRECISIONS` (float32 in its place
+    where the device lacks it), or "auto" for the fastest here, which is measured once and kept in precision_file ("":
+    precision.json in the training's folder). device: see `utils.device`. upsample: what is upsampled to full size in
+    validation; the official baseline takes logits, everything else here probabilities. resumable: keep resume.ckpt
+    after each epoch, the mark of a finished training, and what another training left in the folder. on_epoch: called
+    with the history, one dictionary per epoch; None prints a line.
     """
 
     epochs: int = 30
