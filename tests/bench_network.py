@@ -34,8 +34,8 @@ CPU = torch.device("cpu")
 NETWORKS = {
     "attention U-Net (quarter width)": ("attention_unet", "", {"width": 0.25}),
     "U-Net, MobileNetV2": ("unet", "mobilenet_v2", {}),
-    "U-Net, EfficientNet-Lite0": ("unet", "tu-tf_efficientnet_lite0", {}),
-    "UNet++, MobileNetV3 (sample's)": (
+    "U-Net, EfficientNet-Lite0 (sample's)": ("unet", "tu-tf_efficientnet_lite0", {}),
+    "UNet++, MobileNetV3": (
         "unetplusplus",
         "tu-mobilenetv3_small_100",
         {"decoder_channels": [64, 48, 32, 24, 16]},
