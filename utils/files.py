@@ -195,7 +195,7 @@ def kept_result(
     """
     found = read_json(path, {})
     if any(found.get(key) != value for key, value in setting.items()):
-        name = " ".join(map(str, command[1:]))
+        name = " ".join(filter(None, map(str, command[1:])))
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
         except subprocess.TimeoutExpired as error:

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from utils.files import cores, kept_result
-from utils.inference.export import Exportable, export, export_versions, first_line
+from utils.inference.export import Exportable, export, export_versions
 from utils.inference.parity import megabytes, milliseconds, open_all
 from utils.models import build_model
 from utils.models.checkpoint import Config, versions
@@ -91,14 +91,8 @@ def try_formats(name: str, classes: int, image_size: int) -> dict[str, dict[str,
     config = Config(name, "", [f"class {number}" for number in range(classes)], image_size)
     with tempfile.TemporaryDirectory() as folder:
         files = export(network.model, config, Path(folder) / "files", EXPORTERS, False, False, [noise])
-        runners, problems = open_all(files, network)
-        maps = {}
-        for format, run in list(runners.items()):
-            try:
-                maps[format] = [run(image) for image in images]
-            except Exception as error:  # a runtime may find out that late what it can't compute
-                problems[format] = f"not run: {first_line(error)}"
-                del runners[format]
+        runners, problems = open_all(files, network, images[0])
+        maps = {format: [run(image) for image in images] for format, run in runners.items()}
         sizes = {file.format: file.megabytes for file in files} | {"pytorch": megabytes(network)}
         times = milliseconds(runners, images[1], ROUNDS)
     largest = np.abs(maps["pytorch"][0]).max()

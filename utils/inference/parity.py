@@ -98,8 +98,10 @@ def compare(
         The table and the masks.
     """
     torch.set_num_threads(threads or cores())
-    runners, problems = open_all(exported, network, threads)
-    names, masks = list(names), {name: {} for name in runners}
+    names = list(names)
+    first = network.prepare(next(iter(plain_loader(cache, names[:1], 1)))["image"])
+    runners, problems = open_all(exported, network, first, threads)
+    masks = {name: {} for name in runners}
     difference = dict.fromkeys(runners, 0.0)
     for batch in plain_loader(cache, names, batch_size):
         image = network.prepare(batch["image"])
@@ -116,23 +118,29 @@ def compare(
     table["dice"] = pd.Series({name: _mean_dice(found, truth) for name, found in masks.items()})
     table["change"] = table["dice"] - table.loc["pytorch", "dice"]
     table["agreement"] = pd.Series({name: _mean_dice(found, masks["pytorch"]) for name, found in masks.items()})
-    table["milliseconds"] = pd.Series(milliseconds(runners, image[:1], rounds))
+    table["milliseconds"] = pd.Series(milliseconds(runners, first, rounds))
     table["problem"] = pd.Series({"pytorch": ""} | problems)
     return Parity(table, masks)
 
 
 def open_all(
-    exported: Sequence[Exported], network: Exportable, threads: int = 0
+    exported: Sequence[Exported], network: Exportable, image: np.ndarray, threads: int = 0
 ) -> tuple[dict[str, Runner], dict[str, str]]:
-    """Functions that run PyTorch and the files by format, and for each format why it can't be run ("" if it can)."""
+    """Functions that run PyTorch and the files by format, and for each format why it can't be run ("" if it can).
+
+    image: the input that each is tried with.
+    """
     runners, problems = {"pytorch": torch_runner(network)}, {}
     for file in exported:
         problems[file.format] = file.problem
         if not file.problem:
             try:
-                runners[file.format] = open_exported(file.path, network, threads)
+                run = open_exported(file.path, network, threads)
+                run(image)
             except Exception as error:  # a runtime may refuse what another library wrote
-                problems[file.format] = f"not read: {first_line(error)}"
+                problems[file.format] = f"can't be run: {first_line(error)}"
+            else:
+                runners[file.format] = run
     return runners, problems
 
 
