@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,11 +15,13 @@ from torch import nn
 
 from tests import reference
 from tests.small import fit, small_data
+from utils import registry
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
 from utils.errors import Problems
 from utils.files import ROOT, read_json
+from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
 from utils.inference.export import FILES, Exportable, export, quiet
 from utils.inference.parity import compare, open_exported
 from utils.masks import upsampling
@@ -161,6 +164,16 @@ def test_what_cant_be_exported_is_said_and_the_rest_is_written(tmp_path):
     assert not (tmp_path / "files" / "model.onnx").exists()
 
 
+def test_a_file_that_a_runtime_cant_read_has_a_line_too(trained, data, files, tmp_path):
+    network, _ = load_checkpoint(trained)
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
+    bad = replace(files["onnx"], path=tmp_path / "bad.onnx")
+    names = data.validation["image_name"][:1].tolist()
+    table = compare([bad, files["openvino"]], Exportable(network), data.cache, names, 0.5, rounds=1).table
+    assert table.loc["onnx", "problem"].startswith("can't be run: ") and np.isnan(table.loc["onnx", "dice"])
+    assert table.loc["openvino", "problem"] == "" and table.loc["openvino", "agreement"] > 0.999
+
+
 def test_wrong_formats_are_named_all_at_once(tmp_path):
     network, config = PaddedModel(nn.Conv2d(3, 2, 1), 32), Config("", "", ["a", "b"], 32)
     with pytest.raises(Problems) as caught:
@@ -177,6 +190,40 @@ def test_half_precision_keeps_what_it_cant_hold(tmp_path):
     for name, tensor in again.state_dict().items():
         assert tensor.dtype == network.state_dict()[name].dtype
         assert torch.allclose(tensor, network.state_dict()[name], rtol=1e-3, atol=1e-6), name
+
+
+TROUBLE = """
+import os
+import numpy as np
+import psutil
+from utils.registry import register_model
+
+@register_model("crashing")
+def crashing(classes):
+    os._exit(7)
+
+@register_model("greedy")
+def greedy(classes):
+    return np.empty(int(0.95 * psutil.virtual_memory().available), np.uint8)
+"""
+
+
+def test_architectures_that_crash_hang_or_fill_the_memory_leave_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_parts", dict(registry._parts))
+    (tmp_path / "trouble.py").write_text(TROUBLE)
+    registry.load_plugins([tmp_path / "trouble.py"])
+    table = compare_architectures(["crashing", "greedy"], 2, 32, tmp_path / "kept")
+    hanging = compare_architectures(["linknet"], 2, 32, tmp_path / "kept", seconds=1)
+    for rows, name, words in (
+        (table, "crashing", "ended with status 7"),
+        (table, "greedy", "Unable to allocate"),
+        (hanging, "linknet", "was stopped after 1 s"),
+    ):
+        rows = rows[rows["architecture"] == name]
+        assert rows["format"].tolist() == ["pytorch", *EXPORTERS] and rows["difference"].isna().all()
+        assert rows["problem"].str.contains(words).all(), rows["problem"].iloc[0]
+        assert words in format_table(rows).loc[name, "onnx"]
+    assert not (tmp_path / "kept").exists()  # so a second start tries them again
 
 
 def test_networks_that_unpool_can_be_traced():

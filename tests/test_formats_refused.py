@@ -204,8 +204,9 @@ def test_everything_wrong_in_yolo_labels(data, tmp_path):
     labels["one"].write_text("2 0 0 1 0 1 1\nx 0 0 1 0 1 1\n-1 0 0 1 0 1 1\n\n0 0.1 0.1 0.5 0.1 1.2 0.4\n0 0 0 1 0 1\n")
     labels["two"].write_text("0 0.5 0.5 0.2 0.2\n0 nan 0 1 0 1 1\n0 a 0 1 0 1 1\n0\n")
     labels["three"].write_bytes(b"\xff\xfe")
-    next((tmp_path / "y/images").rglob("three.png")).unlink()
-    Image.new("L", (5, 5)).save(labels["three"].parents[3] / "images" / labels["three"].parts[-3] / "three.png")
+    labels["three"].with_stem("four").write_text("0 0 0 1 0 1 1\n")
+    bad = next((tmp_path / "y/images").rglob("three.png"))
+    bad.with_stem("five").write_bytes(b"no image")
     assert_each_found(
         refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back"),
         "one.txt: line 1: class id '2'; expected 0 to 1",
@@ -217,6 +218,9 @@ def test_everything_wrong_in_yolo_labels(data, tmp_path):
         "two.txt: line 2: coordinates outside",
         "two.txt: line 3: '0 a 0 1 0 1 1'",
         "two.txt: line 4: 0 coordinates",
+        "three.txt: not a text file",
+        "four.txt: no image has these labels",
+        "five.png: not a readable image",
     )
     assert not (tmp_path / "back").exists()
 

@@ -127,9 +127,10 @@ def test_the_export_notebook_compares_formats_and_architectures(run):
     assert list(formats) == ["pytorch", "onnx", "int8"] and {row["problem"] for row in formats.values()} == {""}
     assert abs(formats["onnx"]["change"]) < 1e-4 and formats["int8"]["megabytes"] < formats["onnx"]["megabytes"]
     tried = pd.read_csv(run / "10_export" / "architectures.csv", keep_default_na=False)
-    assert list(tried["format"]) == ["torchscript", "onnx", "openvino", "int8"]
+    assert list(tried["format"]) == ["pytorch", "torchscript", "onnx", "openvino", "int8"]
     assert set(tried["architecture"]) == {"linknet"} and set(tried["problem"]) == {""}
-    assert tried["difference"].astype(float)[:3].max() < 1e-5
+    assert tried["difference"].astype(float)[:4].max() < 1e-5
+    assert (tried[["megabytes", "milliseconds"]].astype(float) > 0).all(axis=None)
     text = outputs(run / "10_export-0.ipynb")
     assert "Dice 1.0000" in text and "linknet" in text and pictures(run / "10_export-0.ipynb") == 2
 

@@ -185,17 +185,22 @@ def read_json(path: str | Path, *missing: Any) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def kept_result(path: str | Path, setting: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+def kept_result(
+    path: str | Path, setting: dict[str, Any], command: Sequence[str], seconds: float | None = None
+) -> dict[str, Any]:
     """The JSON object in the last line that `command` prints, run in a process of its own from the repository's root.
 
     It is kept in `path` with `setting`, and the command is not run again while the setting is the same. Raises
-    RuntimeError with the end of what a failed command printed.
+    RuntimeError with the end of what a failed command printed, or after so many seconds.
     """
     found = read_json(path, {})
     if any(found.get(key) != value for key, value in setting.items()):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        name = " ".join(filter(None, map(str, command[1:])))
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{name} was stopped after {seconds:.0f} s") from error
         if done.returncode:
-            name = " ".join(map(str, command[1:]))
             raise RuntimeError(f"{name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
         found = json.loads(done.stdout.splitlines()[-1]) | setting
         write_json(path, found)

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -77,18 +78,19 @@ def find_images(
     rows, findings = [], []
     for split in splits:
         images, annotations = data_dir / split / "DCM", data_dir / split / "outputs_json"
-        paths = sorted(images.glob("*/*.png"), key=lambda p: str(p.relative_to(images)))
+        paths = sorted(images.glob("*/*.png"), key=str)
         if not paths:
             findings.append(Finding("no images", f"no image in {images}; expected {images}/<ID>/<name>.png"))
         used = set()
         for path in paths:
-            place, annotation = path.relative_to(data_dir).as_posix(), ""
+            ID, annotation = path.parent.name, ""
+            place = f"{split}/DCM/{ID}/{path.name}"
             if split == "train":
-                annotation = annotations / path.parent.name / f"{path.stem}.json"
+                annotation = str(annotations / ID / f"{path.stem}.json")
                 used.add(annotation)
-                if not annotation.exists():
+                if not os.path.exists(annotation):
                     findings.append(Finding("no annotation", f"no annotation; expected {annotation}", place, place))
-            if not f"{path.parent.name}{path.name}".isprintable():
+            if not f"{ID}{path.name}".isprintable():
                 text = f"{path.name!r} has characters that are not printable"
                 findings.append(Finding("unusable name", text, place, place))
             try:
@@ -98,17 +100,18 @@ def find_images(
                 header = (0, 0, 0)
             if header[2] == 16:
                 findings.append(Finding("16 bits", "its grey values have 16 bits", place, place))
-            rows.append((split, path.parent.name, path.name, str(path), str(annotation), *header, place))
+            rows.append((split, ID, path.name, str(path), annotation, *header, place))
         if split == "train":
-            for path in sorted(set(annotations.glob("*/*.json")) - used):
+            for path in sorted(p for p in annotations.glob("*/*.json") if str(p) not in used):
                 image = images / path.parent.name / f"{path.stem}.png"
                 place, missing = (p.relative_to(data_dir).as_posix() for p in (path, image))
                 findings.append(Finding("no image", f"no image; expected {image}", place, missing))
-        others = {p for p in images.rglob("*") if p.suffix.lower() in PICTURES} - set(paths)
-        findings += [Finding("not read", "not read", p.relative_to(data_dir).as_posix()) for p in sorted(others)]
+        read = set(map(str, paths))
+        others = sorted(p for p in images.rglob("*") if p.suffix.lower() in PICTURES and str(p) not in read)
+        findings += [Finding("not read", "not read", p.relative_to(data_dir).as_posix()) for p in others]
     columns = ["split", "ID", "image_name", "image", "annotation", "height", "width", "bits", "path"]
     table = pd.DataFrame(rows, columns=columns)
-    for name, group in table.groupby("image_name"):
+    for name, group in table[table["image_name"].duplicated(keep=False)].groupby("image_name"):
         first, *others = sorted(group["path"])  # in the order test, train: a test image must keep its rows
         text = f"image name {name} appears {len(group)} times, also in {first}"
         findings += [Finding("same name", text, other, other) for other in others]

@@ -127,7 +127,8 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
 
     Raises:
         DataError: with all problems: an order of classes that is not clear (names listed in another order than their
-            ids, or YAML, classes.txt and notes.json that differ), missing folders, malformed lines, ids without a name.
+            ids, or YAML, classes.txt and notes.json that differ), missing folders and images, malformed lines, ids
+            without a name.
     """
     base, places, names = _description(Path(source))
     classes = class_order(names, options.classes) if options.classes else names
@@ -150,6 +151,8 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
             polygons, wrong = _read_labels(labels, size, names, options.boxes)
             problems += [f"{labels}: {text}" for text in wrong]
             imported.append(Imported(path, place.as_posix(), {name: polygons.get(name, []) for name in classes}))
+        if part != "test":
+            problems += [f"{labels}: no image has these labels" for labels in _labels_alone(folder, paths)]
     refuse(f"{source}: {len(problems)} problems", problems)
     return write_folder(out, imported, classes, options.people)
 
@@ -225,6 +228,12 @@ def _label_file(image: Path) -> Path:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts).with_suffix(".txt")
+
+
+def _labels_alone(folder: Path, images: list[Path]) -> list[Path]:
+    """The label files that belong to none of the images of a folder; only where labels have a folder of their own."""
+    labels = _label_file(folder / "any.png").parent
+    return [] if labels == folder else sorted(set(labels.rglob("*.txt")) - {_label_file(image) for image in images})
 
 
 def _read_labels(path: Path, size: tuple[int, int], names: list[str], boxes: bool) -> tuple[Polygons, list[str]]:

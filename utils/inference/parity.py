@@ -1,14 +1,10 @@
 """What exported files are worth beside PyTorch: largest difference, Dice, size and time on the CPU."""
 
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +12,11 @@ import torch
 
 from utils.data.cache import Cache
 from utils.data.loader import plain_loader
-from utils.files import cores, kept_result
-from utils.inference.export import Exportable, Exported, export, export_versions, first_line, quiet
+from utils.files import cores
+from utils.inference.export import Exportable, Exported, first_line, quiet
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
-from utils.models import build_model
-from utils.models.checkpoint import Config, load_checkpoint, versions
-from utils.registry import find_part, load_plugins
-
-EXPORTERS = ("torchscript", "onnx", "openvino", "int8")
-"""The formats that an architecture may not have; a checkpoint of half precision always works."""
+from utils.models.checkpoint import load_checkpoint
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """Input (N, 3, side, side) to maps (N, classes, side, side), as the exported network has them."""
@@ -107,8 +98,10 @@ def compare(
         The table and the masks.
     """
     torch.set_num_threads(threads or cores())
-    runners, problems = open_all(exported, network, threads)
-    names, masks = list(names), {name: {} for name in runners}
+    names = list(names)
+    first = network.prepare(next(iter(plain_loader(cache, names[:1], 1)))["image"])
+    runners, problems = open_all(exported, network, first, threads)
+    masks = {name: {} for name in runners}
     difference = dict.fromkeys(runners, 0.0)
     for batch in plain_loader(cache, names, batch_size):
         image = network.prepare(batch["image"])
@@ -119,31 +112,41 @@ def compare(
                 size = cache.read(names[index]).size
                 masks[name][names[index]] = upsampling.encode_masks(scores, size, thresholds)
     truth = {name: entry.truth for name in names if (entry := cache.read(name)).truth is not None}
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6
     table = pd.DataFrame(index=pd.Index(["pytorch", *(file.format for file in exported)], name="format"))
-    table["megabytes"] = pd.Series({"pytorch": weights} | {file.format: file.megabytes for file in exported})
+    table["megabytes"] = pd.Series({"pytorch": megabytes(network)} | {file.format: file.megabytes for file in exported})
     table["difference"] = pd.Series(difference)
     table["dice"] = pd.Series({name: _mean_dice(found, truth) for name, found in masks.items()})
     table["change"] = table["dice"] - table.loc["pytorch", "dice"]
     table["agreement"] = pd.Series({name: _mean_dice(found, masks["pytorch"]) for name, found in masks.items()})
-    table["milliseconds"] = pd.Series(milliseconds(runners, image[:1], rounds))
+    table["milliseconds"] = pd.Series(milliseconds(runners, first, rounds))
     table["problem"] = pd.Series({"pytorch": ""} | problems)
     return Parity(table, masks)
 
 
 def open_all(
-    exported: Sequence[Exported], network: Exportable, threads: int = 0
+    exported: Sequence[Exported], network: Exportable, image: np.ndarray, threads: int = 0
 ) -> tuple[dict[str, Runner], dict[str, str]]:
-    """Functions that run PyTorch and the files by format, and for each format why it can't be run ("" if it can)."""
+    """Functions that run PyTorch and the files by format, and for each format why it can't be run ("" if it can).
+
+    image: the input that each is tried with.
+    """
     runners, problems = {"pytorch": torch_runner(network)}, {}
     for file in exported:
         problems[file.format] = file.problem
         if not file.problem:
             try:
-                runners[file.format] = open_exported(file.path, network, threads)
+                run = open_exported(file.path, network, threads)
+                run(image)
             except Exception as error:  # a runtime may refuse what another library wrote
-                problems[file.format] = f"not read: {first_line(error)}"
+                problems[file.format] = f"can't be run: {first_line(error)}"
+            else:
+                runners[file.format] = run
     return runners, problems
+
+
+def megabytes(network: torch.nn.Module) -> float:
+    """Size of a network's numbers in memory, in 10⁶ bytes."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6
 
 
 def milliseconds(runners: dict[str, Runner], image: np.ndarray, rounds: int) -> dict[str, float]:
@@ -160,69 +163,3 @@ def milliseconds(runners: dict[str, Runner], image: np.ndarray, rounds: int) -> 
 
 def _mean_dice(masks: dict[str, list[str]], truth: dict[str, list[str]]) -> float:
     return mean_dice(pd.DataFrame([dice_of_masks(masks[name], expected) for name, expected in truth.items()]))
-
-
-def compare_architectures(
-    names: Sequence[str],
-    classes: int,
-    image_size: int,
-    folder: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Which formats each architecture has, with random weights: a row per architecture and format.
-
-    Columns: architecture, format, difference (the largest of the logits, as a share of the largest logit; NaN without a
-    file), megabytes, problem (why there is no file). Each architecture is exported in a process of its own, because
-    exporters may crash or keep memory; its result is kept in `folder`, so that nothing is exported twice.
-    """
-    rows, setting = [], {"classes": classes, "image_size": image_size, "versions": versions() | export_versions()}
-    for number, name in enumerate(names, 1):
-        plugin = find_part("model", name).plugin
-        command = [sys.executable, "-m", "utils.inference.parity", name, str(classes), str(image_size), plugin]
-        try:
-            formats = kept_result(Path(folder) / f"{name}.json", setting, command)["formats"]
-        except RuntimeError as error:
-            formats = {format: {"problem": first_line(error)} for format in EXPORTERS}
-        rows += [{"architecture": name, "format": format, **found} for format, found in formats.items()]
-        if progress:
-            progress(number, len(names))
-    return pd.DataFrame(rows, columns=["architecture", "format", "difference", "megabytes", "problem"])
-
-
-def format_table(tried: pd.DataFrame) -> pd.DataFrame:
-    """Architectures × formats as text, from `compare_architectures`: the difference, or why there is no file."""
-    text = tried["problem"].where(tried["problem"] != "", tried["difference"].map("{:.0e}".format))
-    cells = tried.assign(text=text).pivot_table("text", "architecture", "format", aggfunc="first", sort=False)
-    return cells.rename_axis(None, axis=1)
-
-
-def try_formats(name: str, classes: int, image_size: int) -> dict[str, dict[str, Any]]:
-    """One architecture's formats, exported from random weights and run on one and on three images of noise."""
-    torch.manual_seed(0)
-    model = build_model(name, classes, image_size=image_size)
-    network = Exportable(model, normalise=False, sigmoid=False)
-    noise = torch.randint(0, 256, (3, 1, image_size, image_size), dtype=torch.uint8)
-    images = [network.prepare(noise), network.prepare(noise[:1])]
-    expected = [torch_runner(network)(image) for image in images]
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        config = Config(name, "", [f"class {number}" for number in range(classes)], image_size)
-        for file in export(model, config, Path(folder) / "files", EXPORTERS, False, False, [noise]):
-            found[file.format] = {"problem": file.problem, "megabytes": file.megabytes}
-            if not file.problem:
-                try:
-                    run = open_exported(file.path, network)
-                    differences = [
-                        np.abs(run(image) - maps).max() for image, maps in zip(images, expected, strict=True)
-                    ]
-                except Exception as error:  # a runtime may refuse what another library wrote
-                    found[file.format]["problem"] = f"not read: {first_line(error)}"
-                else:
-                    found[file.format]["difference"] = float(max(differences) / np.abs(expected[0]).max())
-    return found
-
-
-if __name__ == "__main__":
-    name, classes, image_size, plugin = sys.argv[1:]
-    load_plugins([plugin] if plugin else [])
-    print(json.dumps({"formats": try_formats(name, int(classes), int(image_size))}))
