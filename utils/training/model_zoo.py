@@ -43,7 +43,7 @@ SMALLEST = (
     *("resenc_unet", "eff_unet_b0", "mobile_unet", "linknet", "manet", "fpn", "hrnetv2_w18", "hrnet_ocr_w18"),
     *("segformer_b0", "upernet", "upernet_swin_t", "upernet_convnext_t", "upernet_pvtv2_b0"),
     *("mobilevit_deeplabv3_xxs", "mobilevitv2_deeplabv3_050", "dpt", "swin_unet", "mask2former_swin_t"),
-    *("yolact",),
+    *("maskrcnn", "yolact"),
 )
 """The smallest network of every kind; the others differ from one of these in size alone."""
 
