@@ -138,9 +138,7 @@ def test_instances_are_drawn_where_they_were_found():
     first, second = figure.axes
     assert [t.get_text() for t in first.texts] == ["1 90", "Ulna 51"] and not second.texts
     assert np.allclose(first.patches[0].get_bbox().extents, [19.5, 39.5, 99.5, 79.5])
-    (contour,) = (
-        c for c in first.collections if isinstance(c, QuadContourSet) and c.get_paths()[0].vertices.min() < 60
-    )
+    contour, _ = (c for c in first.collections if isinstance(c, QuadContourSet))
     vertices = contour.get_paths()[0].vertices
     assert np.allclose([*vertices.min(0), *vertices.max(0)], [19.5, 39.5, 99.5, 79.5], atol=2.5)
 

@@ -46,7 +46,6 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_p
         fit(data, tmp_path, stop_after=1, parts={"model": tiny})
     resumed = fit(data, tmp_path, parts={"model": tiny})
     assert len(resumed.history) == 2 and same(weights(tmp_path / "last"), weights(trained.checkpoint.with_name("last")))
-    assert trained.history["loss"].iloc[1] < trained.history["loss"].iloc[0]
 
 
 def test_it_votes_beside_a_semantic_model(trained, data, tmp_path):

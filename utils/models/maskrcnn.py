@@ -27,6 +27,8 @@ OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_log
 """Layers with an output per class, which weights trained on other classes don't fit."""
 ANCHORS_IN_IMAGE = 32
 """Smallest anchors side by side in an image: of 2048 pixels, the smallest bones take 66, the largest a half."""
+LEAST_SCORE = 0.01
+"""Below it, nothing is an instance. torchvision's 0.05 leaves little of a model with many classes after a few epochs."""
 HALF_PIXEL = 0.5
 """torchvision's `roi_align` takes a whole number for the middle of a pixel, boxes here for its left edge."""
 
@@ -177,6 +179,15 @@ def _smallest_anchor(given: int, image_size: int | None) -> int:
     return given or (max(image_size // ANCHORS_IN_IMAGE, 4) if image_size else 32)
 
 
+def _options(proposals: int, detections: int) -> dict[str, float]:
+    """torchvision's names of the options of `build`."""
+    return {
+        "box_batch_size_per_image": proposals,
+        "box_detections_per_img": detections,
+        "box_score_thresh": LEAST_SCORE,
+    }
+
+
 @register_model("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", family="instances")
 def build_torchvision(
     name: str,
@@ -192,7 +203,7 @@ def build_torchvision(
     encoder_weights: "coco" takes the whole network as torchvision trained it, but for the layers of the classes;
     "imagenet" the ResNet alone; a path either, as what the file holds. The options are those of `build`.
     """
-    options = {"box_batch_size_per_image": proposals, "box_detections_per_img": detections}
+    options = _options(proposals, detections)
     network = get_model(name, weights=None, weights_backbone=None, num_classes=classes + 1, **options)
     model = PaddedModel(MaskRCNN(network, classes, _smallest_anchor(smallest_anchor, image_size)), 32)
     if encoder_weights == "coco":
@@ -237,7 +248,7 @@ def build(
     check_encoder(name, encoder)
     settings, multiple = encoder_options(encoder, encoder_weights, image_size)
     body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
-    options = {"box_batch_size_per_image": proposals, "box_detections_per_img": detections}
+    options = _options(proposals, detections)
     network = TorchvisionMaskRCNN(EncoderPyramid(body, channels), classes + 1, **options)
     network.roi_heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
     network.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
