@@ -28,7 +28,7 @@ OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_log
 ANCHORS_IN_IMAGE = 32
 """Smallest anchors side by side in an image: of 2048 pixels, the smallest bones take 66, the largest a half."""
 LEAST_SCORE = 0.01
-"""Below it, nothing is an instance. torchvision's 0.05 leaves little of a model with many classes after a few epochs."""
+"""Below it, nothing is an instance. torchvision's 0.05 leaves little after few epochs where classes are many."""
 HALF_PIXEL = 0.5
 """torchvision's `roi_align` takes a whole number for the middle of a pixel, boxes here for its left edge."""
 
