@@ -66,6 +66,11 @@ scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
         'STEP = f"04_inference_tta/{model}/fold{fold}"\n',
         'scores = {"oof_dice": 0.91 + fold / 100, "test_dice": 0.905, "model": model, "fold": fold}',
     ),
+    "08_instances": (
+        OF_FOLD,
+        'STEP = f"08_instances/{model}/fold{fold}"\n',
+        'scores = {"val_dice": 0.9, "model": model, "fold": fold}',
+    ),
     "05_ensemble": (
         COMMON
         + 'models: list = []  # names\nsubmission: str = ""  # path\nmissing: dict = {}  # reasons\n'

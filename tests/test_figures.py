@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.contour import QuadContourSet
 from PIL import Image
 
 from utils import figures
@@ -21,6 +22,7 @@ from utils.figures.overlays import FALSE, MISSED
 from utils.figures.style import new_figure
 from utils.masks import rle
 from utils.masks.labels import draw
+from utils.models.instances import Instances
 from utils.sample.images import geometry
 from utils.sample.roster import roster
 
@@ -120,6 +122,33 @@ def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
     figure = figures.overlays(items, classes)
     assert len(figure.axes) == count
     assert not cropped(figure)
+
+
+def test_instances_are_drawn_where_they_were_found():
+    """At full size, though found in a smaller image; those with a low score are not drawn."""
+    torch = pytest.importorskip("torch")
+    rles, masks = grid_masks(BONES), torch.zeros(3, 60, 50)
+    masks[0, 10:20, 5:25] = masks[1, 30:40, 5:25] = masks[2, 50:, 40:] = 0.9
+    boxes = torch.tensor([[5, 10, 25, 20], [5, 30, 25, 40], [40, 50, 50, 60]]).float()
+    found = Instances(boxes, torch.tensor([0, 28, 3]), torch.tensor([0.9, 0.51, 0.3]), masks)
+    nothing = found.take(found.scores > 1)
+    items = [("ID001 image1.png, Dice 0.900", np.zeros((60, 50), np.uint8), rles, SIZE)] * 2
+    figure = figures.instance_overlays(items, [found, nothing], BONES, 0.5)
+    assert not cropped(figure)
+    first, second = figure.axes
+    assert [t.get_text() for t in first.texts] == ["1 90", "Ulna 51"] and not second.texts
+    assert np.allclose(first.patches[0].get_bbox().extents, [19.5, 39.5, 99.5, 79.5])
+    contour, _ = (c for c in first.collections if isinstance(c, QuadContourSet))
+    vertices = contour.get_paths()[0].vertices
+    assert np.allclose([*vertices.min(0), *vertices.max(0)], [19.5, 39.5, 99.5, 79.5], atol=2.5)
+
+
+def test_scores_of_instances_show_every_class():
+    columns = ["class", "box mAP50-95", "mask mAP50", "mask mAP50-95", "Dice", "IoU"]
+    table = pd.DataFrame([["all", 0.5, 0.8, 0.6, 0.9, 0.82], *([name, 0.5, 0.8, np.nan, 0.9, 0.8] for name in BONES)])
+    figure = figures.instance_scores(table.set_axis(columns, axis=1))
+    assert not cropped(figure) and [t.get_text() for t in figure.axes[0].get_yticklabels()] == BONES
+    assert "0.800" in figure.axes[0].get_title() and "0.820" in figure.axes[1].get_title()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -101,6 +101,8 @@ def test_precision_and_recall_at_the_best_mean_f1(files, title, kind):
         both, sums = (true & found).sum((2, 3)), true.sum((2, 3)) + found.sum((2, 3))
         dice = ((2 * both + 1e-4) / (sums + 1e-4)).mean(axis=0)
         assert table["Dice"].tolist() == pytest.approx([dice.mean(), *dice])
+        iou = ((both + 1e-9) / (sums - both + 1e-9)).mean(axis=0)
+        assert table["IoU"].tolist() == pytest.approx([iou.mean(), *iou], abs=1e-5)
         pairs = [
             [surface_distances(a, b) for a, b in zip(*image, strict=True)] for image in zip(true, found, strict=True)
         ]

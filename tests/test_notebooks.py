@@ -29,7 +29,7 @@ EXPORT = {
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run's folder in which 01, 02, 03 and 04 (two folds and all), 05, 06, 07 and 10 were executed in turn."""
+    """A run's folder in which 01, 02, 03 and 04 (two folds and all), 05, 06, 07, 08 and 10 were executed in turn."""
     folder = tmp_path_factory.mktemp("run")
     common = {"data_dir": sample, "output_dir": folder, "n_folds": 3}
     steps = [
@@ -40,6 +40,7 @@ def run(sample, tmp_path_factory):
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
         ("07_analysis", {"worst": 1, "bent_share": 0.5, "ablation": "thin", "against": [f"{folder}/thin"]}),
+        ("08_instances", {"examples": 1}),
         ("10_export", EXPORT),
     ]
     for name, parameters in steps:

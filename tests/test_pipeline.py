@@ -328,6 +328,17 @@ def test_an_analysis_is_reported_and_its_failure_costs_no_submission(fake):
     assert "07_analysis.html" in index
 
 
+def test_instances_of_every_fold_model_are_looked_at_where_the_profile_asks_for_it(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "predict:", "instances:\npredict:")
+    status, output, new = fake.start()
+    assert (status, new) == (0, ["08_instances/thin/fold0"]), output
+    assert "08_instances" in (fake.run / "report" / "index.html").read_text()
+    fake.edit("notebooks/profiles/quick.yaml", "instances:\n", "")
+    status, output, new = fake.start()
+    assert (status, new) == (0, []), output
+    assert not (fake.run / "08_instances/thin/fold0").exists(), "it is in previous/ now"
+
+
 def test_changed_data_reruns_everything(fake):
     image = next(fake.data.glob("test/DCM/*/*.png"))
     before = image.stat()

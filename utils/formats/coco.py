@@ -64,20 +64,30 @@ def to_coco(
     if folds is not None:
         train, validation = split_images(table, classes, folds, fold)
         parts = {out.with_stem(f"{out.stem}_{name}"): part for name, part in (("train", train), ("val", validation))}
-    ids = _image_ids(table)
     solution = Path(data_dir, "solution.csv")
     for path, part in parts.items():
-        images = images_of(part)
         if split == "test" and solution.exists():
-            true = _masks_of_solution(solution, table, classes)
-            records = [true[image.image_name] for image in images]
+            ids, true = image_ids(table), _masks_of_solution(solution, table, classes)
+            images = [(ids[image.image_name], image) for image in images_of(part)]
+            _write_dataset(path, images, [true[image.image_name] for _, image in images], classes)
         else:
-            records = each_image(images, classes, partial(_instances, classes=classes, style=style, each=each_polygon))
-        _write_dataset(path, [(ids[image.image_name], image) for image in images], records, classes)
+            write_truth(path, part, table, classes, style, each_polygon)
     return list(parts)
 
 
-def _image_ids(table: pd.DataFrame) -> dict[str, int]:
+def write_truth(
+    path: Path, rows: pd.DataFrame, table: pd.DataFrame, classes: list[str], style: str, each_polygon: bool = False
+) -> None:
+    """Write the annotations of the `rows` of an index as COCO; ids are `image_ids(table)`, the rest is as in `to_coco`.
+
+    Raises DataError for annotations that can't be used, with all problems.
+    """
+    ids, images = image_ids(table), images_of(rows)
+    records = each_image(images, classes, partial(_instances, classes=classes, style=style, each=each_polygon))
+    _write_dataset(path, [(ids[image.image_name], image) for image in images], records, classes)
+
+
+def image_ids(table: pd.DataFrame) -> dict[str, int]:
     """The id of each image: its place in the whole index, from 1, so that it is the same in all files of a split."""
     return {name: number for number, name in enumerate(table["image_name"], 1)}
 
@@ -110,7 +120,7 @@ def _instances(image: Image, polygons: Polygons, classes: list[str], style: str,
     for category, name in enumerate(classes, 1):
         parts = polygons.get(name, [])
         for shape in [[part] for part in parts] if each else [parts] if parts else []:
-            record = _of_mask(*draw_region(shape, image.size), image.size) if style == "rle" else _of_polygons(shape)
+            record = of_mask(*draw_region(shape, image.size), image.size) if style == "rle" else _of_polygons(shape)
             if len(shape) > 1 and style == "polygon":
                 record["area"] = _area_of_union(record["segmentation"], image.size)
             record |= {"category_id": category, "iscrowd": 0}
@@ -141,7 +151,7 @@ def _of_polygons(parts: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _of_mask(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+def of_mask(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
     """The segmentation of a mask (h, w) at `corner` (top, left): compressed RLE, area and box in pixels."""
     height, width = mask.shape
     return {
@@ -203,7 +213,7 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
     except (OSError, ValueError, KeyError) as error:
         problem = f"expected a CSV with the columns image_name, class and rle ({error})"
         raise DataError(f"{path}: not a submission", [problem]) from error
-    ids, sizes = _image_ids(table), {image.image_name: image.size for image in images_of(table)}
+    ids, sizes = image_ids(table), {image.image_name: image.size for image in images_of(table)}
     results, problems = [], []
     for line, (name, label, text) in enumerate(submission.itertuples(index=False, name=None), 2):
         if name not in ids or label not in classes:
@@ -218,7 +228,7 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
             problems.append(f"line {line}, {name}, {label}: {error}")
             continue
         if mask.size:
-            record = _of_mask(mask, corner, size)
+            record = of_mask(mask, corner, size)
             results.append({"image_id": ids[name], "category_id": classes.index(label) + 1, "score": 1.0, **record})
     refuse(f"{path}: this submission can't be converted", problems)
     return results

@@ -3,7 +3,8 @@
 Average precision is COCO's (101 recall thresholds, at most 100 instances per image and class), computed by
 faster-coco-eval. P and R are precision and recall at IoU 0.5, at the score threshold where the mean F1 over the classes
 is highest. Dice is the competition's, of the drawn masks with at least that score, together one mask for each class;
-HD95 and MSD are the distances of these masks' outlines from the true ones (`utils.masks.surface`).
+IoU is theirs, too (its mean over the classes is mIoU); HD95 and MSD are the distances of these masks' outlines from the
+true ones (`utils.masks.surface`).
 """
 
 from collections import Counter, defaultdict
@@ -39,9 +40,9 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
     Returns:
         A row for all classes (the mean over those that are there) and one for each class, by category id. Columns:
         class, images (that show it), instances; for box and mask each of COLUMNS, such as "mask mAP50", 0 to 1, NaN for
-        a class without instances; Dice, for which a class that neither shows counts 1, as in the competition; HD95 and
-        MSD in pixels, the mean over the images, where a class counts 0 that neither shows, and the image's diagonal if
-        only one does. The columns of masks and the last three are missing if one result has a box only.
+        a class without instances; Dice and IoU, for which a class that neither shows counts 1, as in the competition;
+        HD95 and MSD in pixels, the mean over the images, where a class counts 0 that neither shows, and the image's
+        diagonal if only one does. The columns of masks and the last four are missing if one result has a box only.
 
     Raises:
         DataError: with everything wrong in one of the files; if there are no results or no true instances.
@@ -139,7 +140,7 @@ def _best_f1(dataset: Dataset, results: Sequence[Annotation], correct: np.ndarra
 
 
 def _of_masks(dataset: Dataset, results: Sequence[Annotation]) -> dict[str, np.ndarray]:
-    """Dice, HD95 and MSD of each category by id, the mean over all images, (categories,)."""
+    """Dice, IoU, HD95 and MSD of each category by id, the mean over all images, (categories,)."""
     categories = sorted(dataset.categories)
     grouped: list[dict[tuple, list[Annotation]]] = [defaultdict(list), defaultdict(list)]
     for group, annotations in zip(grouped, (dataset.annotations, results), strict=True):
@@ -149,11 +150,12 @@ def _of_masks(dataset: Dataset, results: Sequence[Annotation]) -> dict[str, np.n
     def of_image(image: Any) -> np.ndarray:
         size = dataset.images[image].size
         true, found = ([_mask(group[image, i], size) for i in categories] for group in grouped)
-        return np.stack([dice_of_masks(true, found), *surface_distances(true, found, size)])
+        dice = dice_of_masks(true, found)
+        return np.stack([dice, dice / (2 - dice), *surface_distances(true, found, size)])
 
     with ThreadPoolExecutor(cores()) as pool:
         means = np.mean(list(pool.map(of_image, dataset.images)), axis=0)
-    return dict(zip(("Dice", "HD95", "MSD"), means, strict=True))
+    return dict(zip(("Dice", "IoU", "HD95", "MSD"), means, strict=True))
 
 
 def _mask(annotations: Sequence[Annotation], size: tuple[int, int]) -> str:

@@ -23,6 +23,7 @@ from utils.inference.tta import build_tta
 from utils.masks import upsampling
 from utils.models.base import PaddedModel
 from utils.models.checkpoint import WEIGHTS, load_checkpoint
+from utils.models.instances import Instances
 from utils.registry import file_sha256, find_part
 
 
@@ -50,7 +51,8 @@ class Predictor:
         self.device, self.tta = device, tta
         self.weights_digest = file_sha256(Path(checkpoint) / WEIGHTS)
         self.precision = usable(self.config.precision if precision == "auto" else precision, device)
-        network = Probabilities(self.precision.prepare(fold_norms(model).to(device)))
+        self.model = self.precision.prepare(fold_norms(model).to(device))
+        network = Probabilities(self.model)
         transforms = ttach.Compose(build_tta(tta, self.config.image_size, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
 
@@ -60,6 +62,18 @@ class Predictor:
         image = normalise(image.to(self.device, non_blocking=True), self.config.mean, self.config.std)
         with self.precision.autocast(self.device):
             return self.network(image.contiguous(memory_format=self.precision.layout)).cpu().numpy()
+
+    @torch.inference_mode()
+    def instances(
+        self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[str, Instances]]:
+        """Each image's name and instances, on the CPU, in the order of `names`; without TTA, as boxes have no mean."""
+        for batch in plain_loader(cache, names, batch_size, num_workers):
+            image = normalise(batch["image"].to(self.device), self.config.mean, self.config.std)
+            with self.precision.autocast(self.device):
+                found = self.model.instances(image.contiguous(memory_format=self.precision.layout))
+            for index, each in zip(batch["index"].tolist(), found, strict=True):
+                yield names[index], each.to("cpu")
 
     def predict(
         self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0

@@ -1,7 +1,7 @@
 """Instances, objects with a box, a class, a score and a mask each: from labels, and back to one map per class."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -31,6 +31,10 @@ class Instances:
     def take(self, which: torch.Tensor) -> "Instances":
         """Those that `which` picks: bool (K,), or their numbers in any order."""
         return Instances(self.boxes[which], self.labels[which], self.scores[which], self.masks[which])
+
+    def to(self, device: torch.device | str) -> "Instances":
+        """The same on another device."""
+        return Instances(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def crop(self, height: int, width: int) -> "Instances":
         """Those that reach into the image's first `height` rows and `width` columns, cut off there."""

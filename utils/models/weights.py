@@ -65,7 +65,8 @@ def read_state(path: str | Path, encoder: str = "") -> dict[str, torch.Tensor]:
     path = resolve(path)
     if not path.is_file():
         raise ModelError(
-            f"encoder_weights: no file {path}; expected 'imagenet', 'pip', a .safetensors or .pth file, or ''"
+            f"encoder_weights: no file {path}; expected 'imagenet', 'pip', 'coco' (instance models), a "
+            ".safetensors or .pth file, or ''"
         )
     try:
         if path.suffix == ".safetensors":
@@ -98,13 +99,16 @@ def packaged_state(name: str) -> dict[str, torch.Tensor]:
     return dict(zip(wanted, found.values(), strict=True))
 
 
-def torchvision_state(pretrained: WeightsEnum) -> dict[str, torch.Tensor]:
-    """The tensors of torchvision's `pretrained`, from its cache or the network; ModelError where neither has them."""
+def torchvision_state(pretrained: WeightsEnum, asked: str = "imagenet") -> dict[str, torch.Tensor]:
+    """The tensors of torchvision's `pretrained`, from its cache or the network; ModelError where neither has them.
+
+    asked: what `encoder_weights` says, for the message.
+    """
     try:
         return pretrained.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise ModelError(
-            f"encoder_weights='imagenet' needs {pretrained.url}, which can't be fetched ({error}). Put that file "
+            f"encoder_weights={asked!r} needs {pretrained.url}, which can't be fetched ({error}). Put that file "
             f"into {torch.hub.get_dir()}/checkpoints, or give a local path, or '' for random weights."
         ) from error
 

@@ -99,7 +99,8 @@ def _write_parameters(run: Path, step: Step) -> None:
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
     """Move the results of steps that are not among `names` to `<run>/previous/`."""
-    patterns = [f"{n}/*/fold*" if section in ("train", "predict") else n for section, n in NOTEBOOKS.items()]
+    by_fold = ("train", "predict", "instances")
+    patterns = [f"{n}/*/fold*" if section in by_fold else n for section, n in NOTEBOOKS.items()]
     found = {path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)}
     for name in found - names:
         set_aside(run, name)

@@ -126,7 +126,9 @@ class Run:
         return FoldData(cache, train, validation, fold, rule, crop=crop, wrist_crops=wrist_crops, known=known)
 
 
-def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
+def open_run(
+    parameters: Mapping[str, Any], step: str, needs: str = "", made_with: Mapping[str, Any] | None = None
+) -> Run:
     """Import the plugins, check the names of parts, find or make the data, and read its table and classes.
 
     Args:
@@ -134,6 +136,7 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
             notebook has them, label_fixes, plugins and the names of parts.
         step: the notebook's name, such as "03_train".
         needs: an earlier notebook, which is run first if its results are missing.
+        made_with: the parameters it then gets that differ from its defaults.
 
     Returns:
         The run, which gives paths, classes, images, folds and cache.
@@ -149,7 +152,7 @@ def open_run(parameters: Mapping[str, Any], step: str, needs: str = "") -> Run:
     named_parts(parameters)
     data_dir = ensure_sample(parameters["data_dir"])
     if needs:
-        run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"))
+        run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"), made_with)
     output_dir = resolve(parameters["output_dir"])
     record = read_json(output_dir / "data.json", {})
     skipped = tuple(record.get("skipped", ()))

@@ -1,9 +1,10 @@
 """Read profiles: what a run trains and with which parameters, checked against the notebooks before it starts.
 
 A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
-of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07; `parameters` go to every
-notebook that declares them. A model may also have `after: <another model>`: it starts from that model's weights of the
-same fold, once it is trained, and takes over its parameters but for those that it names itself.
+of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07, `instances` of 08 (for every
+fold model); `parameters` go to every notebook that declares them. A model may also have `after: <another model>`: it
+starts from that model's weights of the same fold, once it is trained, and takes over its parameters but for those that
+it names itself.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ NOTEBOOKS = {
     "predict": "04_inference_tta",
     "ensemble": "05_ensemble",
     "analysis": "07_analysis",
+    "instances": "08_instances",
 }
 """The notebook of each section."""
 
@@ -83,6 +85,7 @@ class Profile(_Strict):
     predict: Section = {}
     ensemble: Section = {}
     analysis: Annotated[Section | None, EmptyIfNone] = None
+    instances: Annotated[Section | None, EmptyIfNone] = None
 
 
 class Step(BaseModel):
@@ -242,6 +245,9 @@ def _plan(
             yield "train", where, Step(name=trained, after=before), own | start
             yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
             predicted.append(predict)
+            if profile.instances is not None:
+                step = Step(name=f"{NOTEBOOKS['instances']}/{model}/fold{fold}", after=[trained])
+                yield "instances", {"instances": profile.instances}, step, own
     if predicted:
         own = common | submission | {"models": list(profile.models), "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own

@@ -10,11 +10,17 @@ SHARED = ("data_dir", "output_dir", "label_fixes", "plugins", "n_folds", "seed",
 """Parameters that an earlier notebook takes over from the one that needs it."""
 
 
-def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = "", fold: int | None = None) -> None:
+def run_if_missing(
+    notebook: str,
+    parameters: Mapping[str, Any],
+    model: str = "",
+    fold: int | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> None:
     """Execute `notebook` with its defaults unless its step is done for `model` ("": any) and `fold` (None: any).
 
-    `parameters` are those of the calling notebook; the SHARED ones and `fold` are passed on. A model that is asked for
-    by name is never made here: FileNotFoundError lists the finished ones.
+    `parameters` are those of the calling notebook; the SHARED ones and `fold` are passed on, and all of `own`. A model
+    that is asked for by name is never made here: FileNotFoundError lists the finished ones.
     """
     steps = resolve(parameters["output_dir"]) / notebook
     if (steps / "metrics.json").exists() or any(
@@ -33,6 +39,7 @@ def run_if_missing(notebook: str, parameters: Mapping[str, Any], model: str = ""
     given = {name: parameters[name] for name in declared(path) if name in SHARED and name in parameters}
     if fold is not None:
         given["fold"] = fold
+    given |= own or {}
     executed = steps / f"{notebook}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     print(f"nothing in {shown(steps)} yet: running notebooks/{notebook}.ipynb first, see {shown(executed)}", flush=True)

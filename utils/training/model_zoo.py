@@ -43,17 +43,19 @@ SMALLEST = (
     *("resenc_unet", "eff_unet_b0", "mobile_unet", "linknet", "manet", "fpn", "hrnetv2_w18", "hrnet_ocr_w18"),
     *("segformer_b0", "upernet", "upernet_swin_t", "upernet_convnext_t", "upernet_pvtv2_b0"),
     *("mobilevit_deeplabv3_xxs", "mobilevitv2_deeplabv3_050", "dpt", "swin_unet", "mask2former_swin_t"),
-    *("yolact",),
+    *("maskrcnn", "yolact"),
 )
 """The smallest network of every kind; the others differ from one of these in size alone."""
 
-QUARTER_WIDTH = ("fcn32s", "fcn16s", "fcn8s", "deconvnet", "dilatednet", "resenc_unet")
-"""More than a hundred million parameters: a short training of the whole would mostly move memory."""
+LARGE = ("fcn32s", "fcn16s", "fcn8s", "deconvnet", "dilatednet", "resenc_unet")
+QUARTER_WIDTH = {name: {"width": 0.25} for name in LARGE} | {"maskrcnn": {"channels": 64, "proposals": 128}}
+"""Options for networks of more than a hundred million parameters, whose short training would mostly move memory, and
+for one that computes a mask for each of hundreds of boxes."""
 
 
 def training_options(name: str) -> dict[str, float]:
     """Options of an architecture in the short training: a quarter of the width for those in QUARTER_WIDTH."""
-    return {"width": 0.25} if name in QUARTER_WIDTH else {}
+    return QUARTER_WIDTH.get(name, {})
 
 
 def family(name: str) -> str:
