@@ -17,11 +17,12 @@ from utils.files import ROOT, read_json
 from utils.formats import coco_rle
 from utils.formats.coco import results_of_instances
 from utils.inference.ensemble import find_fold_models
+from utils.inference.yolo import COLUMNS
 from utils.models.base import ModelError
 from utils.models.instances import Instances
 from utils.models.yolo import HELP, open_yolo
 from utils.pipeline.leaderboard import read_leaderboard
-from utils.training.yolo import COLUMNS, YoloSettings
+from utils.training.yolo import YoloSettings
 
 LEARNT = {"epochs": 12, "lr": "5e-3", "n_folds": 3, "image_size": 96, "batch_size": 2, "device": "cpu"}
 SETTINGS = """

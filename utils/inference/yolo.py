@@ -1,6 +1,8 @@
-"""Probabilities and instances of a YOLO fold model, image by image."""
+"""What a trained YOLO model gives: probabilities, instances, ultralytics' table of scores, exports."""
 
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +13,18 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from utils.errors import Problems
+from utils.files import replacing_folder
 from utils.inference.probabilities import ProbabilityStore
 from utils.models.instances import Instances, class_logits
-from utils.models.yolo import open_yolo
+from utils.models.yolo import device_name, open_yolo, quiet
 from utils.registry import file_sha256
 
 CONFIDENCE, OVERLAP, MOST = 0.001, 0.7, 300
 """Score and IoU of the non-maximum suppression, and instances per image at most: those of ultralytics' validation."""
+OVERALL = "all"
+COLUMNS = [f"{kind} {name}" for kind in ("box", "mask") for name in ("P", "R", "mAP50", "mAP50-95")]
+"""What ultralytics' validation prints for an instance model, after class, images and instances."""
 STRIDE, GREY = 32, 114
 """Pixels: the sides of the network's input are multiples of STRIDE, filled up in the grey that YOLO is trained with."""
 
@@ -114,6 +121,65 @@ class YoloPredictor:
         pixels = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(GREY,) * 3)
         image = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)[None]
         return image.to(self.device).float().div_(255), (height, width), size
+
+
+def validate_yolo(
+    weights: str | Path, dataset: str | Path, image_size: int, batch_size: int, num_workers: int, device: torch.device
+) -> pd.DataFrame:
+    """ultralytics' own validation of a model on the dataset's `val` images, as the table that it prints.
+
+    Returns a row for all classes (the mean over those that are there) and one for each class. Columns of an instance
+    model: class, images, instances and COLUMNS, 0 to 1, NaN for a class without instances; of a semantic one: class,
+    images, pixels, IoU and accuracy.
+    """
+    model = open_yolo(weights)
+    names = [OVERALL, *(model.names[i] for i in sorted(model.names))]
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
+        found = model.val(
+            data=str(dataset),
+            split="val",
+            imgsz=image_size,
+            batch=batch_size,
+            workers=num_workers,
+            device=device_name(device),
+            overlap_mask=False,
+            plots=False,
+            verbose=False,
+            save_dir=scratch,
+        )
+    if model.task == "semantic":
+        pixels = found.nt_per_class.tolist()
+        table = pd.DataFrame({"class": names, "pixels": [sum(pixels), *pixels]})
+        table["IoU"] = [found.miou, *found.per_class_iou]
+        table["accuracy"] = [found.pixel_accuracy, *found.per_class_pixel_accuracy]
+        return table
+    values = np.full((len(names) - 1, len(COLUMNS)), np.nan)
+    for row, number in enumerate(found.ap_class_index):
+        values[number] = found.class_result(row)
+    total = sum(1 for _ in Path(dataset).parent.glob("images/val/*/*.png"))
+    instances, images = found.nt_per_class.tolist(), found.nt_per_image.tolist()
+    table = pd.DataFrame({"class": names, "images": [total, *images]})
+    table["instances"] = [sum(instances), *instances]
+    return table.join(pd.DataFrame(np.vstack([found.mean_results(), values]), columns=COLUMNS))
+
+
+def export_yolo(weights: str | Path, export_format: str, image_size: int, folder: str | Path) -> Path:
+    """Export a model by ultralytics to any `format=` that it knows; returns the file or folder in `folder`.
+
+    Raises Problems with ultralytics' message, which names the formats and the packages that one needs.
+    """
+    folder = Path(folder)
+    with replacing_folder(folder):
+        pass
+    source = shutil.copyfile(weights, folder / f"yolo{Path(weights).suffix}")  # what is made lies beside the weights
+    try:
+        with quiet():
+            made = open_yolo(source).export(format=export_format, imgsz=image_size)
+    except Exception as error:  # whatever ultralytics and the format's own package raise
+        raise Problems(f"the export to {export_format!r} failed:", [f"{type(error).__name__}: {error}"]) from error
+    finally:
+        source.unlink()
+    return Path(made)
 
 
 def _inside(boxes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

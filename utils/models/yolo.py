@@ -4,11 +4,13 @@ ultralytics is AGPL-3.0, so it is not in requirements.txt; only notebook 09 and 
 Weights are read by torch's restricted loader, which builds known layers only and runs no code from the file.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,3 +103,15 @@ def describe_yolo(network: str | Path) -> tuple[str, int]:
     """The task of a network, segment or semantic, and its number of parameters; ModelError as `open_yolo` raises it."""
     model = open_yolo(network)
     return model.task, sum(tensor.numel() for tensor in model.model.parameters())
+
+
+def device_name(device: torch.device) -> str:
+    """A device as ultralytics takes it: cpu, or the number of a GPU."""
+    return str(device.index or 0) if device.type == "cuda" else device.type
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep ultralytics' bars out of a notebook; what goes wrong is raised."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -1,17 +1,14 @@
-"""Train, validate and export ultralytics' YOLO models; an interrupted training goes on after its last whole epoch."""
+"""Train ultralytics' YOLO models; an interrupted training goes on after its last finished epoch."""
 
 import contextlib
-import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -29,7 +26,7 @@ from utils.files import (
     write_json,
     write_table,
 )
-from utils.models.yolo import WEIGHTS, import_ultralytics, open_yolo
+from utils.models.yolo import WEIGHTS, device_name, import_ultralytics, open_yolo, quiet
 from utils.registry import file_sha256
 from utils.training.resume import finished, mark_finished, resume_key, set_aside
 
@@ -37,11 +34,8 @@ RESUME, RESUME_BEST, RESUME_KEY = "resume.pt", "resume-best.pt", "resume.json"
 RUN = "ultralytics"
 """The folder that ultralytics writes to, in a fold model's folder."""
 
-OVERALL = "all"
 SCORE = {"segment": ("metrics/mAP50-95(M)", "mask mAP50-95"), "semantic": ("metrics/mIoU", "mIoU")}
 """The column of a task's training history that tells how good a network is, and its name for people."""
-COLUMNS = [f"{kind} {name}" for kind in ("box", "mask") for name in ("P", "R", "mAP50", "mAP50-95")]
-"""What ultralytics' validation prints for an instance model, after class, images and instances."""
 
 TAKEN = {
     "data": "data_dir",
@@ -101,7 +95,7 @@ class YoloSettings:
             "patience": 0,
             "seed": self.seed,
             "workers": self.num_workers,
-            "device": str(device.index or 0) if device.type == "cuda" else device.type,
+            "device": device_name(device),
             "amp": "bf16" if half else False,
             "cache": "ram",
             "val": validate,
@@ -175,100 +169,44 @@ def train_yolo(
     if found := finished(folder, key, WEIGHTS):
         print(f"{shown(folder)} holds this training, finished: nothing is trained again")
         return YoloTrained(folder / WEIGHTS, pd.read_csv(folder / "history.csv"), found["minutes"], version)
-    resumed = _saved(folder, key)
-    if not resumed:
+    done = _saved_epochs(folder, key)
+    if not done:
         set_aside(folder)
-        for leftover in (RESUME, RESUME_BEST, RESUME_KEY):
-            (folder / leftover).unlink(missing_ok=True)
+        _remove_resume_files(folder)
         shutil.rmtree(folder / RUN, ignore_errors=True)
         write_json(folder / RESUME_KEY, {"key": key})
     elif (folder / RESUME_BEST).exists():  # ultralytics' own file may have been cut off by a kill
         (folder / RUN / "weights").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / RESUME_BEST, folder / RUN / "weights" / "best.pt")
-    model = open_yolo(folder / RESUME if resumed else network)
     output, progress = sys.stdout, Progress("training")
 
     def keep(trainer: Any) -> None:
         """Keep the epoch, each file whole or not at all, which ultralytics' own are not."""
         if trainer.best_fitness == trainer.fitness:
             _copy(trainer.best, folder / RESUME_BEST)
-        _copy(trainer.last, folder / RESUME)
         write_table(folder / "history.csv", _history(trainer.csv), index=False)
+        _copy(trainer.last, folder / RESUME)
         with contextlib.redirect_stdout(output):
             progress(trainer.epoch + 1, trainer.epochs)
 
-    model.add_callback("on_model_save", keep)
-    given = {**arguments, "data": str(dataset), "save_dir": str(folder / RUN)}
-    given |= {"resume": str(folder / RESUME)} if resumed else {"pretrained": str(network).endswith(".pt")}
-    with _quiet():
-        model.train(**given)
-    with replacing_folder(folder / Path(WEIGHTS).parent) as best:
-        shutil.copyfile(folder / RUN / "weights" / "best.pt", best / Path(WEIGHTS).name)
+    best = (
+        folder / RESUME_BEST
+    )  # as it is where only the end of the training was cut off; else ultralytics' smaller copy
+    if done < arguments["epochs"]:
+        model = open_yolo(folder / RESUME if done else network)
+        model.add_callback("on_model_save", keep)
+        given = {**arguments, "data": str(dataset), "save_dir": str(folder / RUN)}
+        given |= {"resume": str(folder / RESUME)} if done else {"pretrained": str(network).endswith(".pt")}
+        with quiet():
+            model.train(**given)
+        best = folder / RUN / "weights" / "best.pt"
+    with replacing_folder(folder / Path(WEIGHTS).parent) as made:
+        shutil.copyfile(best, made / Path(WEIGHTS).name)
     minutes = (time.monotonic() - started) / 60
     mark_finished(folder, key, float("nan"), minutes)
     shutil.rmtree(folder / RUN / "weights", ignore_errors=True)
-    for leftover in (RESUME, RESUME_BEST, RESUME_KEY):
-        (folder / leftover).unlink(missing_ok=True)
+    _remove_resume_files(folder)
     return YoloTrained(folder / WEIGHTS, pd.read_csv(folder / "history.csv"), minutes, version)
-
-
-def validate_yolo(
-    weights: str | Path, dataset: str | Path, settings: YoloSettings, device: torch.device
-) -> pd.DataFrame:
-    """ultralytics' own validation of a model on the dataset's `val` images, as the table that it prints.
-
-    Returns a row for all classes (the mean over those that are there) and one for each class. Columns of an instance
-    model: class, images, instances and COLUMNS, 0 to 1, NaN for a class without instances; of a semantic one: class,
-    images, pixels, IoU and accuracy.
-    """
-    model = open_yolo(weights)
-    names = [OVERALL, *(model.names[i] for i in sorted(model.names))]
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
-        found = model.val(
-            data=str(dataset),
-            split="val",
-            imgsz=settings.image_size,
-            batch=settings.batch_size,
-            workers=settings.num_workers,
-            device=settings.arguments(device)["device"],
-            overlap_mask=False,
-            plots=False,
-            verbose=False,
-            save_dir=scratch,
-        )
-    seen = len(found.names)
-    if model.task == "semantic":
-        pixels = found.nt_per_class.tolist()
-        table = pd.DataFrame({"class": names, "pixels": [sum(pixels), *pixels]})
-        table["IoU"] = [found.miou, *found.per_class_iou]
-        table["accuracy"] = [found.pixel_accuracy, *found.per_class_pixel_accuracy]
-        return table
-    values = np.full((seen, len(COLUMNS)), np.nan)
-    for row, number in enumerate(found.ap_class_index):
-        values[number] = found.class_result(row)
-    instances, images = found.nt_per_class.tolist(), found.nt_per_image.tolist()
-    table = pd.DataFrame({"class": names, "images": [_count_images(dataset), *images]})
-    table["instances"] = [sum(instances), *instances]
-    return table.join(pd.DataFrame(np.vstack([found.mean_results(), values]), columns=COLUMNS))
-
-
-def export_yolo(weights: str | Path, export_format: str, image_size: int, folder: str | Path) -> Path:
-    """Export a model by ultralytics to any `format=` that it knows; returns the file or folder in `folder`.
-
-    Raises Problems with ultralytics' message, which names the formats and the packages that one needs.
-    """
-    folder = Path(folder)
-    with replacing_folder(folder):
-        pass
-    source = shutil.copyfile(weights, folder / f"yolo{Path(weights).suffix}")  # what is made lies beside the weights
-    try:
-        with _quiet():
-            made = open_yolo(source).export(format=export_format, imgsz=image_size)
-    except Exception as error:  # whatever ultralytics and the format's own package raise
-        raise Problems(f"the export to {export_format!r} failed:", [f"{type(error).__name__}: {error}"]) from error
-    finally:
-        source.unlink()
-    return Path(made)
 
 
 def _key(network: str, arguments: dict[str, Any], dataset: str | Path, data: FoldData) -> str:
@@ -284,28 +222,26 @@ def _key(network: str, arguments: dict[str, Any], dataset: str | Path, data: Fol
     )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ultralytics' bars out of the notebook; what goes wrong is raised."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
 def _copy(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
-def _saved(folder: Path, key: str) -> bool:
-    """Whether the folder holds epochs of the training with this key; a line says what is done with them."""
+def _remove_resume_files(folder: Path) -> None:
+    for name in (RESUME, RESUME_BEST, RESUME_KEY):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _saved_epochs(folder: Path, key: str) -> int:
+    """The epochs of this training that the folder holds; a line says what is done with them."""
     if not (folder / RESUME).exists():
-        return False
+        return 0
     if read_json(folder / RESUME_KEY, {}).get("key") != key:
         print(f"{shown(folder / RESUME)} is of a training with other parameters or data: training starts anew")
-        return False
+        return 0
     epochs = len(pd.read_csv(folder / "history.csv"))
     print(f"going on after epoch {epochs} of an interrupted training")
-    return True
+    return epochs
 
 
 def _history(path: Path) -> pd.DataFrame:
@@ -319,7 +255,3 @@ def _history(path: Path) -> pd.DataFrame:
     since = table["time"].diff()  # the time starts anew when a training is resumed
     table["seconds"] = since.where(since > 0, table["time"])
     return table.drop_duplicates("epoch", keep="last", ignore_index=True)
-
-
-def _count_images(dataset: str | Path) -> int:
-    return sum(1 for _ in Path(dataset).parent.glob("images/val/*/*.png"))
