@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,8 @@ class YoloPredictor:
 
     weights: a .pt file. image_size: the longer side of an image in the network, pixels; its proportions are kept.
     members: tells for the names of a semantic model's values which classes they stand for, bool (classes, values).
+    confidence: the score from which an instance counts fully, see `validate_yolo`. YOLO's scores order its instances;
+    they are no probabilities, and a whole bone may lie at 0.3.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class YoloPredictor:
         image_size: int,
         device: torch.device,
         members: Callable[[list[str]], np.ndarray] | None = None,
+        confidence: float = 1.0,
     ):
         model = open_yolo(weights)
         names = [model.names[number] for number in sorted(model.names)]
@@ -50,7 +54,7 @@ class YoloPredictor:
         if not self.semantic:
             model.model.end2end = False  # as ultralytics validates: with suppression, also where a head does without
         self.network = model.model.float().fuse(verbose=False).to(device).eval()
-        self.image_size, self.device = image_size, device
+        self.image_size, self.device, self.confidence = image_size, device, confidence
         self.digest = file_sha256(weights)
 
     @torch.inference_mode()
@@ -75,11 +79,13 @@ class YoloPredictor:
     def __call__(self, path: str | Path) -> tuple[np.ndarray, tuple[int, int]]:
         """Each class's probability, float32 (classes, h, w) at network resolution, and the full size (H, W).
 
-        Of an instance model: the largest mask × score of the class's instances. Of a semantic one: the sum over the
-        values that stand for the class, pairs of overlapping bones among them.
+        Of an instance model: the largest mask × score of the class's instances, with the score divided by `confidence`,
+        at most 1. Of a semantic one: the sum over the values that stand for the class, pairs of overlapping bones among
+        them.
         """
         if not self.semantic:
             found, size = self.instances(path)
+            found = replace(found, scores=(found.scores / self.confidence).clamp(max=1))
             return class_logits([found], self.classes)[0].sigmoid().cpu().numpy(), size
         image, (height, width), size = self._read(path)
         logits = F.interpolate(self.network(image).float(), image.shape[-2:], mode="bilinear")
@@ -92,7 +98,8 @@ class YoloPredictor:
     ) -> float:
         """Predict every image that the store lacks; the seconds taken. images: paths by image name."""
         started = time.monotonic()
-        store.begin({"weights": self.digest, "image_size": self.image_size, "images": _signatures(images)})
+        made_from = {"weights": self.digest, "image_size": self.image_size, "confidence": self.confidence}
+        store.begin({**made_from, "images": _signatures(images)})
         stored = set(store.names())
         missing = [name for name in images.index if name not in stored]
         for number, name in enumerate(missing, 1):
@@ -125,14 +132,18 @@ class YoloPredictor:
 
 def validate_yolo(
     weights: str | Path, dataset: str | Path, image_size: int, batch_size: int, num_workers: int, device: torch.device
-) -> pd.DataFrame:
-    """ultralytics' own validation of a model on the dataset's `val` images, as the table that it prints.
+) -> tuple[pd.DataFrame, float]:
+    """ultralytics' own validation of a model on the dataset's `val` images.
 
-    Returns a row for all classes (the mean over those that are there) and one for each class. Columns of an instance
-    model: class, images, instances and COLUMNS, 0 to 1, NaN for a class without instances; of a semantic one: class,
-    images, pixels, IoU and accuracy.
+    Returns:
+        The table that it prints: a row for all classes (the mean over those that are there) and one for each class.
+        Columns of an instance model: class, images, instances and COLUMNS, 0 to 1, NaN for a class without instances;
+        of a semantic one: class, pixels, IoU and accuracy. And the score at which P and R are given, where the mean F1
+        of the masks is highest; 1 for a semantic model, and where nothing right was found.
     """
     model = open_yolo(weights)
+    from ultralytics.utils.metrics import smooth
+
     names = [OVERALL, *(model.names[i] for i in sorted(model.names))]
     with quiet(), tempfile.TemporaryDirectory() as scratch:
         found = model.val(
@@ -152,7 +163,7 @@ def validate_yolo(
         table = pd.DataFrame({"class": names, "pixels": [sum(pixels), *pixels]})
         table["IoU"] = [found.miou, *found.per_class_iou]
         table["accuracy"] = [found.pixel_accuracy, *found.per_class_pixel_accuracy]
-        return table
+        return table, 1.0
     values = np.full((len(names) - 1, len(COLUMNS)), np.nan)
     for row, number in enumerate(found.ap_class_index):
         values[number] = found.class_result(row)
@@ -160,7 +171,9 @@ def validate_yolo(
     instances, images = found.nt_per_class.tolist(), found.nt_per_image.tolist()
     table = pd.DataFrame({"class": names, "images": [total, *images]})
     table["instances"] = [sum(instances), *instances]
-    return table.join(pd.DataFrame(np.vstack([found.mean_results(), values]), columns=COLUMNS))
+    f1 = np.reshape(found.seg.f1_curve, (-1, len(found.seg.px))).mean(axis=0) if len(found.ap_class_index) else [0.0]
+    confidence = float(found.seg.px[smooth(f1, 0.1).argmax()]) if max(f1) > 0 else 1.0
+    return table.join(pd.DataFrame(np.vstack([found.mean_results(), values]), columns=COLUMNS)), confidence
 
 
 def export_yolo(weights: str | Path, export_format: str, image_size: int, folder: str | Path) -> Path:
