@@ -16,7 +16,15 @@ settings.register_profile("here", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("here")
 
 
-SLOWEST = ("test_kills", "test_notebooks", "test_own_parts", "test_pipeline", "test_zoo_modern", "test_zoo_classic")
+SLOWEST = (
+    "test_kills",
+    "test_notebooks",
+    "test_yolo",
+    "test_own_parts",
+    "test_pipeline",
+    "test_zoo_modern",
+    "test_zoo_classic",
+)
 
 
 @pytest.hookimpl(trylast=True)

@@ -71,6 +71,11 @@ scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
         'STEP = f"08_instances/{model}/fold{fold}"\n',
         'scores = {"val_dice": 0.9, "model": model, "fold": fold}',
     ),
+    "09_yolo": (
+        OF_FOLD + 'network: str = "yolo11n-seg"  # name\nepochs: int = 1  # epochs\n',
+        'STEP = f"09_yolo/{model}/fold{fold}"\n',
+        'scores = {"val_dice": 0.88, "oof_dice": 0.88, "test_dice": 0.87, "model": model, "fold": fold}',
+    ),
     "05_ensemble": (
         COMMON
         + 'models: list = []  # names\nsubmission: str = ""  # path\nmissing: dict = {}  # reasons\n'
@@ -80,7 +85,7 @@ scores = {"val_dice": 0.9 + fold / 100, "model": model, "fold": fold}""",
 Path(submission).parent.mkdir(exist_ok=True)
 Path(submission).write_text("image_name,class,rle\\n")
 of_models = {m: {"oof_dice": 0.915, "test_dice": 0.905, "weight": 1.0} for m in models}
-voters = [str(path.parent) for path in resolve(output_dir).glob("04_inference_tta/*/*/metrics.json")]
+voters = [str(path.parent) for path in resolve(output_dir).glob("0[49]_*/*/*/metrics.json")]
 scores = {"oof_dice": 0.92, "test_dice": 0.91, "models": of_models, "submission": submission}
 scores |= {"missing": missing, "fold_models": voters}""",
     ),

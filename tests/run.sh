@@ -11,4 +11,4 @@ if [ "${1:-}" = bench ] || [ "${1:-}" = gpu ]; then
     exec .venv/bin/python "$script" "$@"
 fi
 export OMP_NUM_THREADS=1 # a core for every worker
-exec .venv/bin/python -m pytest tests -q --durations=10 -n auto --dist loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest tests -q -rs --durations=10 -n auto --dist loadfile --no-loadscope-reorder "$@"

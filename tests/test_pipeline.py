@@ -269,6 +269,18 @@ def test_a_ladder_runs_in_order_and_again_from_a_changed_step(fake):
     assert started == ["03_train/thin/fold0", "03_train/top/fold0"]
 
 
+def test_yolo_models_run_beside_the_others_and_vote_with_them(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "models: {", "yolo: {y: {network: yolo26n-seg}}\nmodels: {")
+    status, output, new = fake.start()
+    assert (status, set(new)) == (0, {"09_yolo/y/fold0", "05_ensemble"}), output
+    assert read_json(fake.run / "05_ensemble" / "metrics.json")["models"].keys() == {"thin", "y"}
+    board = read_leaderboard(fake.run).set_index(["kind", "model"])
+    assert board.loc[("fold model", "y"), "oof_dice"] == 0.88
+    fake.edit("notebooks/profiles/quick.yaml", "{y: {network", "{thin: {network")
+    status, output, new = fake.start()
+    assert (status, new) == (1, []) and "yolo.thin: there is a model of this name" in output
+
+
 PLUGIN = """
 from utils.registry import register_loss
 

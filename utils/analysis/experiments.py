@@ -16,6 +16,7 @@ from utils.analysis.results import (
     PREDICT,
     TRAIN,
     VOTE,
+    YOLO,
     data_folder,
     find_runs,
     fold_folders,
@@ -92,12 +93,11 @@ def _state(run: Path, name: str) -> dict[str, Any]:
         state = "done" if voted >= planned else f"{voted} of {planned} fold models"
         return {"state": state, "minutes": minutes, "test_dice": vote["test_dice"]}
     planned = {f"fold{fold}" for fold in read_json(run / "run.json", {}).get("folds", [])} or {
-        p.name for p in fold_folders(run, TRAIN, name, finished=False)
+        p.name for step in (TRAIN, YOLO) for p in fold_folders(run, step, name, finished=False)
     }
-    done = {path.name for path in fold_folders(run, PREDICT, name)}
-    failed = [
-        p for s in (TRAIN, PREDICT) for p in fold_folders(run, s, name, finished=False) if (p / "failed.txt").exists()
-    ]
+    done = {path.name for step in (PREDICT, YOLO) for path in fold_folders(run, step, name)}
+    steps = [p for step in (TRAIN, PREDICT, YOLO) for p in fold_folders(run, step, name, finished=False)]
+    failed = [path for path in steps if (path / "failed.txt").exists()]
     state = "done" if planned <= done else f"{len(planned & done)} of {len(planned)} folds"
     state += ", failed" if failed else ""
     test = vote.get("models", {}).get(name, {}).get("test_dice")
@@ -106,14 +106,14 @@ def _state(run: Path, name: str) -> dict[str, Any]:
 
 def model_minutes(run: Path, model: str) -> float:
     """Minutes of all finished fold models of a model: training and inference."""
-    folders = [folder for section in (TRAIN, PREDICT) for folder in fold_folders(run, section, model)]
+    folders = [folder for section in (TRAIN, PREDICT, YOLO) for folder in fold_folders(run, section, model)]
     return sum(read_json(folder / "metrics.json")["minutes"] for folder in folders)
 
 
 def model_parameters(run: Path, name: str) -> dict[str, Any]:
     """The parameters a model was trained and predicted with; of an interrupted one, those that the run gave it."""
     found = {}
-    for section, wanted in ((TRAIN, None), (PREDICT, ("tta",))):
+    for section, wanted in ((TRAIN, None), (PREDICT, ("tta",)), (YOLO, None)):
         for folder in fold_folders(run, section, name, finished=False)[:1]:
             given = run / "parameters" / section / name / f"{folder.name}.yaml"
             values = yaml.safe_load(given.read_text(encoding="utf-8")) if given.exists() else {}

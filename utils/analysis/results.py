@@ -15,7 +15,8 @@ from utils.files import ROOT, read_json, resolve, shown
 
 OUTPUTS = ROOT / "outputs"
 ENSEMBLE, BASELINE = "ensemble", "baseline"
-TRAIN, PREDICT, VOTE, FCN = "03_train", "04_inference_tta", "05_ensemble", "02_baseline_fcn"
+TRAIN, PREDICT, YOLO = "03_train", "04_inference_tta", "09_yolo"
+VOTE, FCN = "05_ensemble", "02_baseline_fcn"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def find_runs(outputs: str | Path = OUTPUTS) -> list[Path]:
 def models(run: Path) -> list[str]:
     """The models that a run trains or has trained, in the order of its profile, others after them."""
     planned = read_json(run / "run.json", {}).get("models", [])
-    found = sorted(path.name for path in (run / TRAIN).glob("*") if any(path.glob("fold*")))
+    found = sorted(path.name for step in (TRAIN, YOLO) for path in (run / step).glob("*") if any(path.glob("fold*")))
     return list(dict.fromkeys([*planned, *found]))
 
 
@@ -52,7 +53,7 @@ def members(run: Path) -> list[str]:
 
 
 def fold_folders(run: Path, section: str, model: str, finished: bool = True) -> list[Path]:
-    """The fold models' folders of one model in `03_train` or `04_inference_tta`, by fold; finished: only those."""
+    """The fold models' folders of one model in a step such as `03_train`, by fold; finished: only those."""
     found = (run / section / model).glob("fold*/metrics.json" if finished else "fold*")
     return sorted(path.parent if finished else path for path in found)
 
@@ -108,7 +109,7 @@ def _tables(run: Path, member: str) -> tuple[list[Path], bool]:
         path = step / ("oof_dice.csv" if member == ENSEMBLE else "val_dice.csv")
         finished = read_json(step / "metrics.json", None) is not None
         return [path] if finished and path.exists() else [], member == ENSEMBLE
-    predicted = [folder / "oof_dice.csv" for folder in fold_folders(run, PREDICT, member)]
+    predicted = [folder / "oof_dice.csv" for step in (PREDICT, YOLO) for folder in fold_folders(run, step, member)]
     if predicted := [path for path in predicted if path.exists()]:
         return predicted, True
     trained = [folder / "val_dice.csv" for folder in fold_folders(run, TRAIN, member, finished=False)]

@@ -202,14 +202,17 @@ def _problem(error: dict[str, Any], found: Any) -> str:
     return f"entry {number} ({name}){f', {where}' if where else ''}: {message}"
 
 
-def write_fixed_data(data_dir: str | Path, fixes: Sequence[Fix], out: str | Path) -> None:
-    """Make the data folder `out` with corrected labels; its other files are symbolic links. DataError if it exists."""
+def write_fixed_data(data_dir: str | Path, fixes: Sequence[Fix], out: str | Path, skipped: Sequence[str] = ()) -> None:
+    """Make the data folder `out` with corrected labels; its other files are symbolic links. DataError if it exists.
+
+    skipped: images that are left out, such as "test/DCM/ID003/image5.png".
+    """
     data_dir, out = Path(data_dir).resolve(), Path(out).resolve()
     if out.exists():
         raise DataError(f"{out} exists already", ["name a new folder"])
     with replacing_folder(out) as new:
         labels = new / "train" / "outputs_json"
-        table = read_fixed_index(data_dir, fixes, read_classes(data_dir), labels)
+        table = read_fixed_index(data_dir, fixes, read_classes(data_dir), labels, skipped)
         (labels / LOCK).unlink(missing_ok=True)
         annotations = [path for path in table["annotation"] if path and not Path(path).is_relative_to(labels)]
         others = [

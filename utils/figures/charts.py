@@ -12,25 +12,25 @@ KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "fold model": "#56B4E9", "ba
 """Colours of the leaderboard's rows."""
 
 
-def curves(history: pd.DataFrame) -> Figure:
-    """Loss, validation Dice (its best epoch marked) and learning rate over the epochs.
+def curves(history: pd.DataFrame, column: str = "val_dice", title: str = "validation Dice") -> Figure:
+    """Loss, validation score (its best epoch marked) and learning rate over the epochs.
 
-    `history` has one row per epoch and the columns epoch, loss, val_dice (NaN if the epoch was not validated) and lr.
+    `history` has one row per epoch and the columns epoch, loss, `column` (NaN if the epoch was not validated) and lr.
     """
     figure, axes = new_figure(WIDTH, 3.0, 1, 3)
-    shown = (("loss", "training loss", 5), ("val_dice", "validation Dice", 2), ("lr", "learning rate", 0))
-    for ax, (column, title, colour) in zip(axes, shown, strict=True):
-        known = history.dropna(subset=[column])
+    shown = (("loss", "training loss", 5), (column, title, 2), ("lr", "learning rate", 0))
+    for ax, (name, heading, colour) in zip(axes, shown, strict=True):
+        known = history.dropna(subset=[name])
         size = 3 if len(known) < 60 else 0
-        ax.plot(known["epoch"], known[column], color=PALETTE[colour], linewidth=1.6, marker="o", markersize=size)
-        describe(ax, title, "epoch")
+        ax.plot(known["epoch"], known[name], color=PALETTE[colour], linewidth=1.6, marker="o", markersize=size)
+        describe(ax, heading, "epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.margins(y=0.12)
-    validated = history.dropna(subset=["val_dice"])
+    validated = history.dropna(subset=[column])
     if len(validated):
-        best = validated.loc[validated["val_dice"].idxmax()]
-        axes[1].plot(best["epoch"], best["val_dice"], marker="*", markersize=13, color=PALETTE[3], linestyle="")
-        describe(axes[1], f"validation Dice, best {best['val_dice']:.4f} in epoch {best['epoch']:.0f}", "epoch")
+        best = validated.loc[validated[column].idxmax()]
+        axes[1].plot(best["epoch"], best[column], marker="*", markersize=13, color=PALETTE[3], linestyle="")
+        describe(axes[1], f"{title}, best {best[column]:.4f} in epoch {best['epoch']:.0f}", "epoch")
     else:
         axes[1].text(0.5, 0.5, "not validated yet", transform=axes[1].transAxes, ha="center", color=SOFT)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

@@ -130,16 +130,16 @@ def decode(values: np.ndarray, names: list[str], classes: list[str]) -> np.ndarr
     unknown = sorted(set(np.unique(values).tolist()) - {IGNORE, *range(len(names))})
     if unknown:
         raise DataError("not a class map of these names", [f"values {unknown}; expected 0 to {len(names) - 1}, or 255"])
-    return _members(names, classes)[:, values]
+    return members(names, classes)[:, values]
 
 
-def _members(names: list[str], classes: list[str]) -> np.ndarray:
-    """For each class, whether a value holds it, bool (classes, 256)."""
-    members, pairs = np.zeros((len(classes), 256), bool), _pairs(classes)
+def members(names: list[str], classes: list[str]) -> np.ndarray:
+    """For each class, whether a value stands for it, bool (classes, 256); names: of the values, background first."""
+    held, pairs = np.zeros((len(classes), 256), bool), _pairs(classes)
     for value, name in enumerate(names[1:], 1):
         for part in (name,) if name in classes else pairs.get(name, ()):
-            members[classes.index(part), value] = True
-    return members
+            held[classes.index(part), value] = True
+    return held
 
 
 def _pairs(classes: list[str]) -> dict[str, tuple[str, str]]:
@@ -190,9 +190,9 @@ def _write_map(
         raise OSError(f"{path} can't be written")
     if layout.ignore_overlaps:
         values, _ = class_map(polygons, image.size, layout._replace(ignore_overlaps=False))
-    members = _members(layout.names, layout.classes)
-    found = members @ np.bincount(values.ravel(), minlength=256)
+    held = members(layout.names, layout.classes)
+    found = held @ np.bincount(values.ravel(), minlength=256)
     areas = np.array([draw_region(polygons.get(name, []), image.size)[0].sum() for name in layout.classes])
-    told = members.sum(axis=0)[values]
+    told = held.sum(axis=0)[values]
     pixels = np.array([(count > 0).sum(), (count > 1).sum(), (told < count).sum()])
     return pixels, dice_of_areas(found, areas, found)

@@ -16,6 +16,9 @@ from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
 
+STEPS = {"04_inference_tta": "03_train", "09_yolo": "09_yolo"}
+"""The notebooks that predict, each with the one whose folder holds the fold models' checkpoints."""
+
 
 @dataclass(frozen=True)
 class FoldModel:
@@ -29,30 +32,30 @@ class FoldModel:
 
 
 def find_fold_models(output_dir: str | Path, models: Sequence[str] = ()) -> list[FoldModel]:
-    """The fold models with finished predictions (04_inference_tta) in a run's folder; only those of `models`, if given.
+    """The fold models with finished predictions (of one of STEPS) in a run's folder; only those of `models`, if given.
 
     Raises FileNotFoundError if predictions are missing, and ValueError if fold models have different classes.
     """
     output_dir = resolve(output_dir)
-    steps = output_dir / "04_inference_tta"
     fold_models = []
-    for metrics in sorted(steps.glob("*/fold*/metrics.json")):
-        folder, found = metrics.parent, read_json(metrics)
-        if models and found["model"] not in models:
-            continue
-        stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
-        checkpoint = output_dir / "03_train" / found["model"] / folder.name / "best"
-        fold_models.append(FoldModel(found["model"], found["fold"], *stores, read_config(checkpoint)))
+    for step, trained in STEPS.items():
+        for metrics in sorted((output_dir / step).glob("*/fold*/metrics.json")):
+            folder, found = metrics.parent, read_json(metrics)
+            if models and found["model"] not in models:
+                continue
+            stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
+            checkpoint = output_dir / trained / found["model"] / folder.name / "best"
+            fold_models.append(FoldModel(found["model"], found["fold"], *stores, read_config(checkpoint)))
     missing = sorted(set(models) - {m.model for m in fold_models})
     if missing or not fold_models:
         raise FileNotFoundError(
-            f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(steps)}: "
-            "run 04_inference_tta first"
+            f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(output_dir)}: "
+            f"run {' first, or '.join(STEPS)}"
         )
     classes = {tuple(m.config.classes) for m in fold_models}
     if len(classes) > 1:
         raise ValueError(
-            f"the fold models in {shown(steps)} have different classes: {sorted(map(len, classes))} of them"
+            f"the fold models in {shown(output_dir)} have different classes: {sorted(map(len, classes))} of them"
         )
     return sorted(fold_models, key=lambda m: (m.model, m.fold))
 

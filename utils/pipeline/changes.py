@@ -61,7 +61,7 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         set_aside(run, "folds.csv")
     about = {
         "data_dir": data_dir,
-        "models": list(profile.models),
+        "models": profile.all_models,
         "after": {name: [model["after"]] for name, model in profile.models.items() if "after" in model},
         "folds": profile.folds,
         "threads": profile.threads,
@@ -99,7 +99,7 @@ def _write_parameters(run: Path, step: Step) -> None:
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
     """Move the results of steps that are not among `names` to `<run>/previous/`."""
-    by_fold = ("train", "predict", "instances")
+    by_fold = ("train", "predict", "instances", "yolo")
     patterns = [f"{n}/*/fold*" if section in by_fold else n for section, n in NOTEBOOKS.items()]
     found = {path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)}
     for name in found - names:

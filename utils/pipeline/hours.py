@@ -8,7 +8,7 @@ import pandas as pd
 from utils.files import read_json
 from utils.pipeline.profile import Step
 
-MEASURED_BY = ("03_train/*/precision.json", "03_train/*/*/history.csv")
+MEASURED_BY = ("03_train/*/precision.json", "03_train/*/*/history.csv", "09_yolo/*/*/history.csv")
 """Files of a run that hold measured times."""
 
 

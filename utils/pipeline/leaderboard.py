@@ -40,7 +40,7 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
             "model": path.parents[1].name,
             "fold": path.parent.name[len("fold") :],
         }
-        for section in ("predict", "train")
+        for section in ("predict", "train", "yolo")
         for path in run.glob(f"{NOTEBOOKS[section]}/*/fold*/metrics.json")
     ]
     measures = {name: "sum" if name == "minutes" else "first" for name in list(COLUMNS)[3:]}

@@ -1,5 +1,6 @@
 """Open a run: what every notebook needs after its parameters are checked, such as data, folds and cache."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from utils.data.competition import read_classes
 from utils.data.findings import DataError
 from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
-from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect
+from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect, write_fixed_data
 from utils.data.loader import FoldData, check_crops
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve, shown
@@ -89,6 +90,15 @@ class Run:
         """The true masks of the test images, solution.csv; None if the data folder has none."""
         path = self.data_dir / "solution.csv"
         return path if path.exists() else None
+
+    def plain_data(self, out: Path) -> Path:
+        """A data folder for programs that know neither label fixes nor images left out: the run's own where it has none
+        of both, else `out`, made anew."""
+        if not self.fixes and not self.skipped:
+            return self.data_dir
+        shutil.rmtree(out, ignore_errors=True)
+        write_fixed_data(self.data_dir, self.fixes, out, self.skipped)
+        return out
 
     def cache(self, image_size: int, labels: str = "soft", extra: pd.DataFrame | None = None) -> Cache:
         """The built cache at `image_size` × `image_size` pixels; `labels` is a key of `data.cache.RESAMPLE`.

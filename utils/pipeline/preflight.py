@@ -185,7 +185,8 @@ def machine_problems(
     sizes = resources.measure(table, classes, sides.values())
     images = {split: int((table["split"] == split).sum()) for split in ("train", "test")}
     needed = resources.disk_needed(planned, sizes, images, counts, jobs)
-    there = resources.used(*(run / name for name in ("cache", "02_baseline_fcn", "03_train", "04_inference_tta")))
+    written = ("cache", "02_baseline_fcn", "03_train", "04_inference_tta", "09_yolo")
+    there = resources.used(*(run / name for name in written))
     free = shutil.disk_usage(run).free
     print(f"disk: {needed}, of which {in_units(there)} are there; {in_units(free)} are free", flush=True)
     print(expected_hours(run, planned, images["train"], jobs), flush=True)

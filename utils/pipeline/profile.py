@@ -2,9 +2,9 @@
 
 A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
 of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07, `instances` of 08 (for every
-fold model); `parameters` go to every notebook that declares them. A model may also have `after: <another model>`: it
-starts from that model's weights of the same fold, once it is trained, and takes over its parameters but for those that
-it names itself.
+fold model), each model in `yolo` of 09; `parameters` go to every notebook that declares them. A model of 03 may also
+have `after: <another model>`: it starts from that model's weights of the same fold, once it is trained, and takes over
+its parameters but for those that it names itself.
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ NOTEBOOKS = {
     "ensemble": "05_ensemble",
     "analysis": "07_analysis",
     "instances": "08_instances",
+    "yolo": "09_yolo",
 }
 """The notebook of each section."""
 
@@ -71,7 +72,7 @@ class Sample(_Strict):
 
 
 class Profile(_Strict):
-    """A profile file. `threads`: CPU threads of one step; `jobs`: steps at the same time; `models` × `folds`."""
+    """A profile file: `models` and `yolo` × `folds`. `threads`: CPU threads of one step; `jobs`: steps at a time."""
 
     sample: Sample = Sample()
     threads: Annotated[int, Field(ge=1)] = 2
@@ -83,9 +84,15 @@ class Profile(_Strict):
     train: Section = {}
     models: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
     predict: Section = {}
+    yolo: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
     ensemble: Section = {}
     analysis: Annotated[Section | None, EmptyIfNone] = None
     instances: Annotated[Section | None, EmptyIfNone] = None
+
+    @property
+    def all_models(self) -> list[str]:
+        """The names of all models that vote."""
+        return [*self.models, *self.yolo]
 
 
 class Step(BaseModel):
@@ -142,6 +149,7 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     """
     profile, problems = read_profile(path), []
     chains = _chains(profile.models, problems)
+    problems += [f"yolo.{name}: there is a model of this name" for name in profile.yolo if name in profile.models]
     if problems:
         raise ProfileError(path, problems)
     plan = list(_plan(profile, chains, run, data_dir))
@@ -230,7 +238,7 @@ def _plan(
     submission = {"submission": f"submissions/{run}.csv"}
     yield "eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"]), common
     if profile.baseline is not None:
-        own = common if profile.models else common | submission  # without other models, the baseline is submitted
+        own = common if profile.all_models else common | submission  # without other models, the baseline is submitted
         yield "baseline", {"baseline": profile.baseline}, Step(name=NOTEBOOKS["baseline"]), own
     predicted = []
     for fold in profile.folds:
@@ -248,8 +256,11 @@ def _plan(
             if profile.instances is not None:
                 step = Step(name=f"{NOTEBOOKS['instances']}/{model}/fold{fold}", after=[trained])
                 yield "instances", {"instances": profile.instances}, step, own
+        for model, section in profile.yolo.items():
+            predicted.append(f"{NOTEBOOKS['yolo']}/{model}/fold{fold}")
+            yield "yolo", {f"yolo.{model}": section}, Step(name=predicted[-1]), common | {"model": model, "fold": fold}
     if predicted:
-        own = common | submission | {"models": list(profile.models), "missing": {}}
+        own = common | submission | {"models": profile.all_models, "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
         if profile.analysis is not None:
             step = Step(name=NOTEBOOKS["analysis"], after=[NOTEBOOKS["ensemble"]])

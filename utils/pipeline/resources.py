@@ -80,9 +80,10 @@ def disk_needed(
         given = step.all_parameters()
         if "image_size" in given:
             side_of[step.name] = given["image_size"]
-        elif "tta" in given and step.after[0] in side_of:
+        predicting = step.name if "network" in given else step.after[0] if "tta" in given else ""
+        if predicting in side_of:
             oof = images["train"] / given["n_folds"] if given["fold"] >= 0 else 0
-            stores += (oof + images["test"]) * 2 * sizes[side_of[step.after[0]]].label
+            stores += (oof + images["test"]) * 2 * sizes[side_of[predicting]].label
     for side in set(side_of.values()):
         cache += images["train"] * sum(sizes[side]) + images["test"] * sizes[side].image
     counts = [parameters.get(name, 0) for name in side_of]

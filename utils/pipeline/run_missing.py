@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.files import ROOT, resolve, shown
+from utils.inference.ensemble import STEPS
 from utils.params import declared
 
 SHARED = ("data_dir", "output_dir", "label_fixes", "plugins", "n_folds", "seed", "device", "precision", "num_workers")
@@ -23,9 +24,9 @@ def run_if_missing(
     that is asked for by name is never made here: FileNotFoundError lists the finished ones.
     """
     steps = resolve(parameters["output_dir"]) / notebook
-    if (steps / "metrics.json").exists() or any(
-        steps.glob(f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json")
-    ):
+    equal = [steps.with_name(name) for name in (STEPS if notebook in STEPS else (notebook,))]  # their results are alike
+    done = f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json"
+    if (steps / "metrics.json").exists() or any(path for place in equal for path in place.glob(done)):
         return
     if model:
         there = sorted({path.parents[1].name for path in steps.glob("*/fold*/metrics.json")})

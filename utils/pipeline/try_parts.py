@@ -30,6 +30,7 @@ from utils.inference.weights import model_weights
 from utils.masks.sparse import SparseMaps
 from utils.models import build_model
 from utils.models.checkpoint import read_config
+from utils.models.yolo import describe_yolo
 from utils.params import pick
 from utils.pipeline.leftovers import end_with_run
 from utils.pipeline.profile import Step
@@ -37,6 +38,7 @@ from utils.registry import load_plugins
 from utils.training.losses import build_loss
 from utils.training.module import Settings, batch_loss
 from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.yolo import YoloSettings, check_options
 
 SIDE = 128
 """Pixels of the tiny step's images. Whether batch norm fails on pooled maps depends on the batch, not on this."""
@@ -77,6 +79,11 @@ def try_parts(steps: list[Step], classes: list[str], images: int) -> tuple[list[
         if "architecture" in p:
             if count := try_training(where, p, classes, images, problems):
                 counts[step.name] = count
+        elif "network" in p:
+            with noted(problems, where):
+                pick(YoloSettings, p)
+                _, counts[step.name] = describe_yolo(p["network"])
+                check_options(p["options"])
         elif "tta" in p:
             with noted(problems, where):
                 build_tta(p["tta"], next((sizes[before] for before in step.after if before in sizes), 256))

@@ -24,6 +24,7 @@ from utils.models.checkpoint import WEIGHTS
 
 RESUME, FINISHED = "resume.ckpt", "finished.json"
 RESULTS = (RESUME, FINISHED, "best", "last", "logs", "history.csv", "val_dice.csv", "metrics.json")
+RESULTS += ("ultralytics", "export", "oof", "test", "oof_dice.csv", "scores.csv")  # of notebook 09
 PICTURES = ("curves.png", "classes.png", "worst*.png", "submission.*")
 """What a training, and the notebook around it, writes into its folder."""
 
@@ -147,10 +148,13 @@ def mark_finished(folder: Path, key: str, score: float, minutes: float) -> None:
     write_json(folder / FINISHED, {"key": key, "score": score, "minutes": minutes})
 
 
-def finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """What `mark_finished` wrote for the training with this key, with its score as a number; None without one."""
+def finished(folder: Path, key: str, weights: str = f"best/{WEIGHTS}") -> dict[str, Any] | None:
+    """What `mark_finished` wrote for the training with this key, with its score as a number; None without one.
+
+    weights: the file that such a training leaves.
+    """
     found = read_json(folder / FINISHED, {})
-    if not key or found.get("key") != key or not (folder / "best" / WEIGHTS).is_file():
+    if not key or found.get("key") != key or not (folder / weights).is_file():
         return None
     return found | {"score": float("nan") if found["score"] is None else found["score"]}
 
