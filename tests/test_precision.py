@@ -107,7 +107,7 @@ def test_real_steps_are_timed_in_every_precision_and_leave_no_trace(sample, tmp_
 
 def test_a_precision_that_a_network_cannot_compute_in_is_left_out(capsys):
     class FloatOnly(nn.Module):
-        mean, std = (0.5,) * 3, (0.5,) * 3
+        mean, std, takes_person = (0.5,) * 3, (0.5,) * 3, False
 
         def __init__(self):
             super().__init__()

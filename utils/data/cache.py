@@ -18,6 +18,7 @@ import pandas as pd
 from filelock import FileLock
 
 from utils.data.competition import DataError, find_outlines, read_annotation, read_points
+from utils.data.people import person_values
 from utils.files import cores, delete_temporary, open_arrays, replacing
 from utils.masks import labels, rle, upsampling
 from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_label
@@ -78,7 +79,7 @@ class Cache:
 
     Each file holds a signature of what it was made from: sizes and times of PNG and JSON, classes, resolution, kind of
     labels, code. A file with another signature is made again. Files are written whole or not at all, so an interrupted
-    build continues where it stopped.
+    build continues where it stopped. people: the numbers of each image's person, see `data.people`; in memory only.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Cache:
         self.folder = Path(folder) / (str(image_size) if labels == "soft" else f"{image_size}-{labels}")
         self.classes = classes
         self.sources = {row.image_name: (row.image, row.annotation) for row in table.itertuples()}
+        self.people = dict(zip(self.sources, person_values(table), strict=True))
 
     def path(self, image_name: str) -> Path:
         """The file of one image."""

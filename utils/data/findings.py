@@ -27,7 +27,9 @@ KINDS = {
     # the folder as a whole; --skip-bad does not help here
     "no images": Kind("error", "the layout is <data>/train/DCM/<ID>/<name>.png, and the same below test"),
     "classes": Kind("error", "classes.txt holds one class a line, each once; without it the 29 hand bones are meant"),
-    "metadata": Kind("error", "correct meta_data.xlsx or remove it; only notebook 01 uses it"),
+    "metadata": Kind(
+        "error", "correct meta_data.xlsx or remove it; notebook 01 and models with the option metadata use it"
+    ),
     "people": Kind("error", "choose a smaller n_folds, or add people: a person is in one fold only"),
     "label fixes": Kind(
         "error", "correct the file of label fixes: numbers and labels are those in the annotation file"
@@ -67,7 +69,10 @@ KINDS = {
     "no area": Kind("warning", "it is drawn as a line; probably a slip"),
     "drawn twice": Kind("warning", "harmless within a class; between classes one of the labels is wrong"),
     # metadata
-    "no metadata": Kind("warning", "notebook 01 leaves this person out of its comparison with bone size"),
+    "no metadata": Kind(
+        "warning",
+        "notebook 01 leaves this person out of bone sizes; models with the option metadata know nothing of them",
+    ),
     "metadata only": Kind("warning", "harmless; or are these people's images missing?"),
 }
 """Every kind of problem. Errors would stop a run later or falsify its labels; warnings may be as intended."""

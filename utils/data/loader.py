@@ -1,7 +1,7 @@
 """Make batches of cached images; all random numbers derive from (seed, epoch, index), whatever the workers."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.data.augment import Augmenter
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
+from utils.data.people import FIELDS
 from utils.data.warping import cut, draw_corner
 from utils.data.wrist import find_wrist, has_wrist
 from utils.errors import Problems
@@ -23,9 +24,10 @@ from utils.masks.sparse import SparseMaps
 class TrainingSet(Dataset):
     """Augmented training samples, looked up by (epoch, index), so that no worker needs a random state of its own.
 
-    A sample is `image` uint8 (channels, h, w), channels 1 or 3, and `label`, SparseMaps on the same grid, 255 = full
-    coverage. `augmenter` may also give dense labels, uint8 (classes, h, w). crop: side of the random crop that is taken
-    of each image, 0 for whole images. wrist_crops: number of further samples, crops around the wrist of random images.
+    A sample is `image` uint8 (channels, h, w), channels 1 or 3, `label`, SparseMaps on the same grid, 255 = full
+    coverage, and `person`, see `person_of`. `augmenter` may also give dense labels, uint8 (classes, h, w). crop: side
+    of the random crop that is taken of each image, 0 for whole images. wrist_crops: number of further samples, crops
+    around the wrist of random images.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class TrainingSet(Dataset):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         on_wrist = index >= len(self.names)
-        entry = self.cache.read(self.names[int(rng.integers(len(self.names))) if on_wrist else index])
+        name = self.names[int(rng.integers(len(self.names))) if on_wrist else index]
+        entry = self.cache.read(name)
         image, label, more = entry.image, entry.label, {}
         if isinstance(self.augmenter, Augmenter):  # it cuts after rotating, so that no corner of a crop is black
             more = {"other": lambda: self._draw_other(rng), "crop": self.crop, "on_wrist": on_wrist}
@@ -54,7 +57,7 @@ class TrainingSet(Dataset):
             label = SparseMaps.from_patches(image.shape[:2], patches)
         image, label = self.augmenter(image, label, rng, **more)
         label = label if isinstance(label, SparseMaps) else SparseMaps.from_dense(label)
-        return {"image": channels_first(image), "label": label}
+        return {"image": channels_first(image), "label": label, "person": person_of(self.cache, name)}
 
     def _draw_other(self, rng: np.random.Generator) -> tuple[np.ndarray, SparseMaps]:
         """A random image of the same fold's training images, with its labels."""
@@ -98,7 +101,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class PlainSet(Dataset):
-    """Images without augmentation, in order: `image` uint8 (channels, h, w) and its `index`."""
+    """Images without augmentation, in order: `image` uint8 (channels, h, w), its `index` and its `person`."""
 
     def __init__(self, cache: Cache, names: list[str]):
         self.cache, self.names = cache, names
@@ -109,12 +112,20 @@ class PlainSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         """One image."""
-        return {"image": channels_first(self.cache.read(self.names[index]).image), "index": index}
+        name = self.names[index]
+        image = channels_first(self.cache.read(name).image)
+        return {"image": image, "index": index, "person": person_of(self.cache, name)}
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
     """uint8 (h, w) or (h, w, 3) to a tensor (1, h, w) or (3, h, w)."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), 2, 0)))
+
+
+def person_of(cache: Cache, image_name: str) -> torch.Tensor:
+    """The numbers of an image's person, float32 (8,), see `data.people`; zeros, which mean unknown, for a stand-in."""
+    known = getattr(cache, "people", {}).get(image_name)
+    return torch.zeros(2 * len(FIELDS)) if known is None else torch.from_numpy(known)
 
 
 def stack(samples: list[dict]) -> dict[str, Any]:
@@ -160,6 +171,24 @@ def normalise(image: torch.Tensor, mean: list[float], std: list[float]) -> torch
     scale = torch.tensor([1 / (255 * s) for s in std], device=image.device).view(1, 3, 1, 1)
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=image.device).view(1, 3, 1, 1)
     return image.float() * scale + offset
+
+
+def network_input(
+    batch: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    takes_person: bool = False,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
+    """The normalised images of a batch, float32 (N, 3, h, w), in the given order of memory.
+
+    With `takes_person`, the numbers of each image's person follow as further channels, (N, 3 + 8, h, w), the same at
+    each pixel; a batch without them means unknown people.
+    """
+    image = normalise(batch["image"], mean, std)
+    if takes_person and "person" in batch:
+        image = torch.cat([image, batch["person"][..., None, None].expand(-1, -1, *image.shape[-2:])], 1)
+    return image.contiguous(memory_format=layout)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import ttach
 from torch import nn
 
 from utils.data.cache import Cache
-from utils.data.loader import normalise, plain_loader
+from utils.data.loader import network_input, plain_loader
 from utils.device import usable
 from utils.inference.fold_norms import fold_norms
 from utils.inference.in_order import in_order
@@ -48,7 +48,7 @@ class Predictor:
 
     def __init__(self, checkpoint: str | Path, device: torch.device, tta: str = "none", precision: str = "auto"):
         model, self.config = load_checkpoint(checkpoint)
-        self.device, self.tta = device, tta
+        self.device, self.tta, self.takes_person = device, tta, model.takes_person
         self.weights_digest = file_sha256(Path(checkpoint) / WEIGHTS)
         self.precision = usable(self.config.precision if precision == "auto" else precision, device)
         self.model = self.precision.prepare(fold_norms(model).to(device))
@@ -57,11 +57,17 @@ class Predictor:
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
 
     @torch.inference_mode()
-    def __call__(self, image: torch.Tensor) -> np.ndarray:
-        """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images at the network's resolution."""
-        image = normalise(image.to(self.device, non_blocking=True), self.config.mean, self.config.std)
+    def __call__(self, image: torch.Tensor, person: torch.Tensor | None = None) -> np.ndarray:
+        """Float32 (N, classes, h, w) probabilities of uint8 (N, 1 or 3, h, w) images at the network's resolution.
+
+        person: float32 (N, 8), see `data.people`, for a network that takes it; None: unknown.
+        """
+        batch = {"image": image} if person is None else {"image": image, "person": person}
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        given = self.config.mean, self.config.std, self.takes_person
+        image = network_input(batch, *given, self.precision.layout)
         with self.precision.autocast(self.device):
-            return self.network(image.contiguous(memory_format=self.precision.layout)).cpu().numpy()
+            return self.network(image).cpu().numpy()
 
     @torch.inference_mode()
     def instances(
@@ -80,7 +86,7 @@ class Predictor:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Each image's name and probabilities (classes, h, w), in the order of `names`."""
         for batch in plain_loader(cache, names, batch_size, num_workers):
-            for index, maps in zip(batch["index"].tolist(), self(batch["image"]), strict=True):
+            for index, maps in zip(batch["index"].tolist(), self(batch["image"], batch["person"]), strict=True):
                 yield names[index], maps
 
     def fill(
@@ -99,6 +105,7 @@ class Predictor:
         started = time.monotonic()
         made_from = {"weights": self.weights_digest, "tta": self.tta, "plugin": find_part("tta", self.tta).sha256}
         made_from |= {"precision": self.precision.name}
+        made_from |= {"people": _people_digest(cache, names)} if self.takes_person else {}
         made_from |= {"flip": [self.config.flip, *self.config.flip_order], "images": _names_digest(cache, names)}
         store.begin(made_from)
         stored = set(store.names())
@@ -139,7 +146,8 @@ def predict_masks(
     model.to(device).eval()
     for batch in plain_loader(cache, names, batch_size=1):
         with torch.inference_mode():
-            logits = model(normalise(batch["image"].to(device), model.mean, model.std))
+            batch = {key: tensor.to(device) for key, tensor in batch.items()}
+            logits = model(network_input(batch, model.mean, model.std, model.takes_person))
         scores, limit = upsampling.to_scores(logits, threshold, upsample)
         name = names[batch["index"].item()]
         yield name, upsampling.encode_masks(scores[0], cache.read(name).size, limit)
@@ -162,3 +170,7 @@ def worst_images(
 
 def _names_digest(cache: Cache, names: list[str]) -> str:
     return hashlib.sha256("".join(cache.signature(name) for name in names).encode()).hexdigest()
+
+
+def _people_digest(cache: Cache, names: list[str]) -> str:
+    return hashlib.sha256(b"".join(cache.people[name].tobytes() for name in names)).hexdigest()

@@ -37,12 +37,14 @@ class PaddedModel(nn.Module):
     mean, std: of the normalisation that the network expects, one number per channel for images from 0 to 1. They are
     ImageNet's unless encoder weights that need others were loaded. made_from: the arguments of `build_model`. window:
     side of the crops it was trained on, pixels, 0 for whole images; in evaluation mode, larger images are then seen in
-    windows of this size, see `models.windows`.
+    windows of this size, see `models.windows`. takes_person: whether the image may have further channels with the
+    person's numbers, see `models.metadata`.
     """
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     window: int = 0
+    takes_person: bool = False
     made_from: dict[str, Any]
 
     def __init__(self, network: nn.Module, multiple: int):

@@ -8,6 +8,7 @@ import timm
 
 from utils.errors import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
+from utils.models.metadata import WithMetadata
 from utils.models.supervised import DeeplySupervised
 from utils.models.weights import check_hub, load_state, normalisation, read_state
 from utils.registry import register_model
@@ -46,18 +47,20 @@ def build(
     encoder_weights: str | None,
     image_size: int | None = None,
     deep_supervision: bool = False,
+    metadata: bool = False,
     **options,
 ) -> PaddedModel:
     """An smp decoder on an encoder. `image_size` matters to encoders built for one size (Swin, MaxViT).
 
-    `options` are the decoder's own (`decoder_channels`, …). deep_supervision: see `models.supervised`. Raises
-    ModelError for an unknown option or encoder, a pair that does not work, and weights that can't be loaded.
+    `options` are the decoder's own (`decoder_channels`, …). deep_supervision: see `models.supervised`.
+    metadata: the person's sex, age, height and weight as an auxiliary input, see `models.metadata`. Raises ModelError
+    for an unknown option or encoder, a pair that does not work, and weights that can't be loaded.
     """
     encoder = encoder or DEFAULT_ENCODERS.get(name, DEFAULT_ENCODER)
     check_encoder(name, encoder)
     decoder = smp.MODEL_ARCHITECTURES_MAPPING[name]
     known = [p for p in inspect.signature(decoder).parameters if p not in SET_HERE]
-    check_options(name, options, [*known, "deep_supervision"])
+    check_options(name, options, [*known, "deep_supervision", "metadata"])
     settings, multiple = encoder_options(encoder, encoder_weights, image_size)
     options |= settings
     if name == "dpt":
@@ -70,8 +73,12 @@ def build(
             f"{name} with encoder {encoder} can't be built: {error}. Try one of {', '.join(suggestions(name))}"
         ) from error
     model = fill_encoder(PaddedModel(network, MULTIPLES.get(name, multiple)), encoder, encoder_weights)
+    if metadata:
+        if name == "dpt":
+            raise ModelError("metadata: dpt's encoder gives no features that could be scaled; choose another decoder")
+        model.network, model.takes_person = WithMetadata(network), True
     if deep_supervision:
-        model.network = DeeplySupervised(network, classes, max(model.multiple, 64))
+        model.network = DeeplySupervised(model.network, classes, max(model.multiple, 64))
     return model
 
 

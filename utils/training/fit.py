@@ -22,6 +22,7 @@ from utils.device import choose_device, usable
 from utils.files import delete_temporary, resolve, restore_folder, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import Config, describe_network, hash_people, load_weights, read_config
+from utils.models.metadata import WithMetadata
 from utils.training import faults
 from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
 from utils.training.precision import choose_precision
@@ -126,6 +127,9 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
         people |= start_from(model, data, settings.init_checkpoint)
     elif settings.start_from_prior:
         start_from_prior(model, class_shares(data.cache, data.train["image_name"]))
+    if model.takes_person and not settings.init_checkpoint:
+        known = np.stack([data.cache.people[name] for name in data.train["image_name"]])
+        next(part for part in model.modules() if isinstance(part, WithMetadata)).standardise_by(known)
     augmenter = as_augmenter(augmentation)
     if settings.precision == "auto":
         untouched = replace(data, sampler=copy.deepcopy(data.sampler))
@@ -280,6 +284,8 @@ def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, setting
     parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
     parts |= {"crops": [data.crop, data.wrist_crops]}
     parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
+    if model.takes_person:
+        parts["people"] = [data.cache.people[name].tolist() for name in names]
     if settings.init_checkpoint:
         parts["start"] = dict(model.state_dict())
     try:

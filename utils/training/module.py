@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from utils.data.loader import FoldData, dense_labels, normalise
+from utils.data.loader import FoldData, dense_labels, network_input
 from utils.device import PRECISIONS, Precision
 from utils.files import write_table
 from utils.masks import upsampling
@@ -111,7 +111,7 @@ def batch_loss(model: PaddedModel, loss: Loss, batch: dict[str, Any], precision:
             raise TrainingError(f"the network gave {found}; expected the same shape, (N, classes, H, W)")
         return loss(logits if isinstance(loss, BceDice) else logits.float(), labels)  # BceDice computes in float32
 
-    image = normalise(batch["image"], model.mean, model.std).contiguous(memory_format=precision.layout)
+    image = network_input(batch, model.mean, model.std, model.takes_person, precision.layout)
     return model.training_loss(image, dense_labels(batch, precision.layout), checked)
 
 
@@ -201,8 +201,8 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         """Full-size Dice of each image: sigmoid at network resolution, bilinear upsampling, threshold."""
-        image = normalise(batch["image"], self.config.mean, self.config.std)
-        logits = self.validated_model()(image.contiguous(memory_format=self.precision.layout))
+        given = self.config.mean, self.config.std, self.model.takes_person
+        logits = self.validated_model()(network_input(batch, *given, self.precision.layout))
         scores, limit = upsampling.to_scores(logits, self.settings.threshold, self.settings.upsample)
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
             entry = self.data.cache.read(self.names[number])
