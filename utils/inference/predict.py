@@ -62,12 +62,14 @@ class Predictor:
 
         person: float32 (N, 8), see `data.people`, for a network that takes it; None: unknown.
         """
-        batch = {"image": image} if person is None else {"image": image, "person": person}
-        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        given = self.config.mean, self.config.std, self.takes_person
-        image = network_input(batch, *given, self.precision.layout)
+        image = self._input({"image": image} if person is None else {"image": image, "person": person})
         with self.precision.autocast(self.device):
             return self.network(image).cpu().numpy()
+
+    def _input(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the network takes of a batch, on its device."""
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items() if name != "index"}
+        return network_input(batch, self.config.mean, self.config.std, self.takes_person, self.precision.layout)
 
     @torch.inference_mode()
     def instances(
@@ -75,9 +77,9 @@ class Predictor:
     ) -> Iterator[tuple[str, Instances]]:
         """Each image's name and instances, on the CPU, in the order of `names`; without TTA, as boxes have no mean."""
         for batch in plain_loader(cache, names, batch_size, num_workers):
-            image = normalise(batch["image"].to(self.device), self.config.mean, self.config.std)
+            image = self._input(batch)
             with self.precision.autocast(self.device):
-                found = self.model.instances(image.contiguous(memory_format=self.precision.layout))
+                found = self.model.instances(image)
             for index, each in zip(batch["index"].tolist(), found, strict=True):
                 yield names[index], each.to("cpu")
 
