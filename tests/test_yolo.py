@@ -15,7 +15,7 @@ from tests.yolo import Environment, make_shapes
 from utils.errors import Problems
 from utils.files import ROOT, read_json
 from utils.formats import coco_rle
-from utils.formats.coco import results_of_instances
+from utils.formats.predicted import results_of_instances
 from utils.inference.ensemble import find_fold_models
 from utils.inference.yolo import COLUMNS
 from utils.models.instances import Instances
@@ -203,7 +203,7 @@ def test_instances_become_coco_results_at_full_size():
     masks[0, 1:3, 2:6] = 1
     boxes = torch.tensor([[2.0, 1.0, 6.0, 3.0], [0.0, 0.0, 1.0, 1.0]])
     found = Instances(boxes, torch.tensor([1, 0]), torch.tensor([0.75, 0.5]), masks)
-    (result,) = results_of_instances("a.png", found, (16, 32))
+    (result,) = results_of_instances(found, "a.png", (16, 32))
     assert (result["image_id"], result["category_id"], result["score"]) == ("a.png", 2, 0.75)
     assert result["bbox"] == [8.0, 4.0, 16.0, 8.0] and result["segmentation"]["size"] == [16, 32]
     mask, corner = coco_rle.decode(result["segmentation"])

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +26,6 @@ from utils.formats.read_folder import Image, Polygons, each_image, images_of, sp
 from utils.formats.shapes import DEFAULT, Options, Shape, write_shapes
 from utils.masks import rle
 from utils.masks.labels import draw_region
-
-if TYPE_CHECKING:
-    from utils.models.instances import Instances
 
 STYLES = ("polygon", "rle")
 
@@ -197,29 +194,6 @@ def write_results(results: Sequence[dict[str, Any]], path: str | Path, as_dictio
     content = {"annotations": list(results)} if as_dictionary else list(results)
     with replacing(path) as temporary:
         temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
-
-
-def results_of_instances(image_name: str, found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO results of the instances found in an image of full size (H, W): masks above 0.5 at that size, as RLE.
-
-    image_id is the image's name, as `read_results` takes it. Instances with an empty mask are left out.
-    """
-    from utils.masks import upsampling  # brings torch, which the command line does without
-
-    if not len(found):
-        return []
-    masks = found.masks.float().cpu().numpy()
-    scale = np.array([size[1] / masks.shape[2], size[0] / masks.shape[1]] * 2)
-    boxes = found.boxes.float().cpu().numpy() * scale
-    boxes[:, 2:] -= boxes[:, :2]
-    results = []
-    for number, runs in enumerate(upsampling.mask_runs(masks, size, 0.5)):
-        mask, corner = rle.mask_region(rle.to_string(*runs), size)
-        if mask.size:
-            record = of_mask(mask, corner, size) | {"bbox": boxes[number].tolist(), "image_id": image_name}
-            record |= {"category_id": int(found.labels[number]) + 1, "score": float(found.scores[number])}
-            results.append(record)
-    return results
 
 
 def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from utils.masks import rle, upsampling
 from utils.models.instances import Instances
 
 
-def results_of_instances(found: Instances, image_id: int, size: tuple[int, int]) -> list[dict[str, Any]]:
+def results_of_instances(found: Instances, image_id: int | str, size: tuple[int, int]) -> list[dict[str, Any]]:
     """The instances of one image as COCO results, highest score first, for `utils.formats.coco.write_results`.
 
     found: boxes and masks of the network's input, which shows the whole image. image_id: the image's, such as from
-    `utils.formats.coco.image_ids`; category ids count from 1 in the order of the classes. size: the image's (H, W), to
-    which masks are upsampled and cut at 0.5, as the competition's are. Instances without such a pixel are left out.
+    `utils.formats.coco.image_ids`, or its name; category ids count from 1 in the order of the classes. size: the
+    image's (H, W), to which masks are upsampled and cut at 0.5, as the competition's are. Instances without such a
+    pixel are left out.
     """
     if not len(found):
         return []
