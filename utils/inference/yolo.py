@@ -172,7 +172,7 @@ def validate_yolo(
     table = pd.DataFrame({"class": names, "images": [total, *images]})
     table["instances"] = [sum(instances), *instances]
     f1 = np.reshape(found.seg.f1_curve, (-1, len(found.seg.px))).mean(axis=0) if len(found.ap_class_index) else [0.0]
-    confidence = float(found.seg.px[smooth(f1, 0.1).argmax()]) if max(f1) > 0 else 1.0
+    confidence = max(float(found.seg.px[smooth(f1, 0.1).argmax()]), CONFIDENCE) if max(f1) > 0 else 1.0
     return table.join(pd.DataFrame(np.vstack([found.mean_results(), values]), columns=COLUMNS)), confidence
 
 
