@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from tests import reference
@@ -23,7 +24,7 @@ from utils.errors import Problems
 from utils.files import ROOT, read_json
 from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
 from utils.inference.export import FILES, Exportable, export, quiet
-from utils.inference.parity import compare, open_exported
+from utils.inference.parity import compare, open_exported, torch_runner
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.models import build_model
@@ -172,6 +173,28 @@ def test_a_file_that_a_runtime_cant_read_has_a_line_too(trained, data, files, tm
     table = compare([bad, files["openvino"]], Exportable(network), data.cache, names, 0.5, rounds=1).table
     assert table.loc["onnx", "problem"].startswith("can't be run: ") and np.isnan(table.loc["onnx", "dice"])
     assert table.loc["openvino", "problem"] == "" and table.loc["openvino", "agreement"] > 0.999
+
+
+class Placed(nn.Module):
+    """Adds embeddings of positions that are resized with antialiasing, as DPT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Conv2d(3, 64, 8, stride=8), nn.Parameter(torch.randn(1, 14 * 14, 64))
+
+    def forward(self, image):
+        positions = resample_abs_pos_embed(self.positions, [4, 4], num_prefix_tokens=0)
+        return self.layer(image) + positions.transpose(1, 2).reshape(1, 64, 4, 4)
+
+
+def test_openvino_resizes_as_pytorch_does(tmp_path):
+    torch.manual_seed(0)
+    model = PaddedModel(Placed(), 32).eval()
+    network = Exportable(model, normalise=False, sigmoid=False)
+    (file,) = export(model, Config("", "", ["a", "b"], 32), tmp_path / "files", ["openvino"], False, False)
+    image = np.zeros((1, 3, 32, 32), np.float32)
+    difference = open_exported(file.path, network)(image) - torch_runner(network)(image)
+    assert np.abs(difference).max() < 1e-5
 
 
 def test_wrong_formats_are_named_all_at_once(tmp_path):

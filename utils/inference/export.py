@@ -199,8 +199,8 @@ def save_onnx(network: Exportable, example: torch.Tensor, about: dict, path: Pat
 def save_openvino(source: Path, path: Path) -> None:
     """Write OpenVINO's two files, `path` (.xml) and the weights beside it, from an ONNX file; weights stay float32.
 
-    onnxruntime first computes what does not depend on the image. OpenVINO would do it too, but it leaves out the
-    antialiasing with which DPT's position embeddings are resized, which changes the logits by 2 %.
+    onnxruntime first computes what does not depend on the image. OpenVINO would do it too, but it resizes
+    DPT's position embeddings in another way than PyTorch and ONNX, which changes the logits by 2 %.
     """
     import openvino
 
