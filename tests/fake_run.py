@@ -26,6 +26,7 @@ lr: float = 1e-3  # rate
 architecture: str = "unet"  # name
 loss: str = "bce"  # name
 init_checkpoint: str = ""  # folder
+wrist_of: str = ""  # name
 num_workers: int = 0  # processes
 """
 

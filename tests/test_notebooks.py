@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from tests.notebooks import PAPERMILL, QUICK, outputs, papermill, pictures
+from utils.data.wrist import CARPALS
 from utils.files import ROOT, read_json
+from utils.pipeline.leaderboard import read_leaderboard
 from utils.submission import check
 
 ZOO = {
@@ -37,6 +39,8 @@ def run(sample, tmp_path_factory):
         ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4, "precision": "32-true"}),
         *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1, -1)),
         *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
+        ("03_train", QUICK | {"fold": 0, "model": "thin_wrist", "image_size": 96, "crop": 48, "wrist_of": "thin"}),
+        ("04_inference_tta", {"fold": 0, "model": "thin_wrist", "examples": 1}),
         ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
         ("06_model_zoo", ZOO),
         ("07_analysis", {"worst": 1, "bent_share": 0.5, "ablation": "thin", "against": [f"{folder}/thin"]}),
@@ -44,7 +48,9 @@ def run(sample, tmp_path_factory):
         ("10_export", EXPORT),
     ]
     for name, parameters in steps:
-        output = folder / f"{name}-{parameters.get('fold', 0)}.ipynb"
+        output = (
+            folder / f"{name}-{'wrist' if 'wrist' in parameters.get('model', '') else parameters.get('fold', 0)}.ipynb"
+        )
         finished = papermill(f"{name}.ipynb", output, **(common | parameters))
         assert finished.returncode == 0, finished.stderr[-3000:]
     return folder
@@ -59,6 +65,8 @@ def run(sample, tmp_path_factory):
         ("03_train/thin/fold1", {"val_dice", "model", "fold"}),
         ("04_inference_tta/thin/fold0", {"oof_dice", "test_dice"}),
         ("04_inference_tta/thin/fold1", {"oof_dice", "test_dice"}),
+        ("03_train/thin_wrist/fold0", {"carpal_dice"}),
+        ("04_inference_tta/thin_wrist/fold0", {"oof_dice", "test_dice"}),
         ("05_ensemble", {"oof_dice", "test_dice", "models", "submission", "thresholds"}),
         ("06_model_zoo", {"models", "cam"}),
         ("07_analysis", {"result", "oof_dice", "hd95", "msd", "verdicts"}),
@@ -106,6 +114,29 @@ def test_the_notebooks_tell_their_findings(run):
     assert "no difference can be shown" in analysed and pictures(run / "07_analysis-0.ipynb") == 5
 
 
+def test_a_wrist_stage_is_judged_and_stays_off_where_nothing_is_shown(run):
+    stage = read_json(run / "05_ensemble" / "metrics.json")["wrist_stages"]["thin_wrist"]
+    assert (stage["wrist_of"], stage["weight"], list(stage["carpals"])) == (
+        "thin",
+        0,
+        ["0.0", "0.25", "0.5", "0.75", "1.0"],
+    )
+    assert "thin_wrist: carpals by weight 0: " in outputs(run / "05_ensemble-0.ipynb")
+    assert "off, thin stays as it is" in outputs(run / "05_ensemble-0.ipynb")
+    assert "Dice" in outputs(run / "03_train-wrist.ipynb") and "of the carpals" in outputs(run / "03_train-wrist.ipynb")
+    by_weight = f"0: {stage['carpals']['0.0']:.4f} 0.25: {stage['carpals']['0.25']:.4f}"
+    assert f"carpals by weight {by_weight}" in outputs(run / "04_inference_tta-wrist.ipynb")
+    tables = {
+        name: pd.read_csv(run / f"04_inference_tta/{name}/fold0/oof_dice.csv", index_col="image_name")
+        for name in ("thin", "thin_wrist")
+    }
+    others = [name for name in tables["thin"] if name not in CARPALS]
+    assert tables["thin"][others].equals(tables["thin_wrist"][others]), "only carpals change"
+    board = read_leaderboard(run).set_index(["kind", "model"])
+    assert board.loc[("model", "thin_wrist"), "weight"].item() == 0
+    assert pd.isna(board.loc[("fold model", "thin_wrist"), "val_dice"].item())
+
+
 def test_the_analysis_judges_what_the_ensemble_scored(run):
     metrics = read_json(run / "07_analysis" / "metrics.json")
     assert metrics["oof_dice"] == pytest.approx(read_json(run / "05_ensemble" / "metrics.json")["oof_dice"])
@@ -119,7 +150,7 @@ def test_the_analysis_judges_what_the_ensemble_scored(run):
         assert distances.to_numpy().mean() == pytest.approx(metrics[name])
         assert (distances.loc[dice.index].to_numpy()[dice.to_numpy() > 0.999999] == 0).all()
     board = pd.read_csv(run / "07_analysis" / "experiments.csv")
-    assert {"thin", "ensemble", "baseline"} == set(board.loc[board["run"] == run.name, "name"])
+    assert {"thin", "thin_wrist", "ensemble", "baseline"} == set(board.loc[board["run"] == run.name, "name"])
 
 
 def test_the_export_notebook_compares_formats_and_architectures(run):

@@ -86,6 +86,41 @@ def test_ladders_that_lead_nowhere_are_refused(tmp_path):
     assert "models.e.encoder: leave it out; it is that of d" in found
 
 
+def test_a_wrist_stage_waits_for_the_predictions_of_the_model_it_refines(tmp_path):
+    path = tmp_path / "wrist.yaml"
+    path.write_text(
+        "folds: [0, 1]\ntrain: {image_size: 256}\nmodels:\n"
+        "  wrist: {wrist_of: whole, after: whole, image_size: 1024, crop: 320}\n"
+        "  other: {architecture: fpn}\n"
+        "  whole: {architecture: unet}\n"
+        "  finer: {after: wrist, image_size: 2048, crop: 640}\n"
+    )
+    planned = {step.name: step for step in steps(path, "wrist", "data/sample")}
+    for number, step in enumerate(planned.values()):
+        assert set(step.after) <= set(list(planned)[:number])
+    for fold in (0, 1):
+        stage, finer = (planned[f"03_train/{model}/fold{fold}"] for model in ("wrist", "finer"))
+        assert stage.after == [f"03_train/whole/fold{fold}", f"04_inference_tta/whole/fold{fold}"]
+        assert finer.after == [f"03_train/wrist/fold{fold}", f"04_inference_tta/whole/fold{fold}"]
+        assert stage.parameters["wrist_of"] == finer.parameters["wrist_of"] == "whole"
+        assert stage.parameters["architecture"] == "unet" and finer.parameters["crop"] == 640
+    assert planned["05_ensemble"].parameters["models"] == ["other", "whole"], "stages do not vote by themselves"
+    assert "04_inference_tta/wrist/fold1" in planned["05_ensemble"].after
+
+
+def test_wrist_stages_of_nothing_are_refused(tmp_path):
+    path = tmp_path / "wrist.yaml"
+    path.write_text("train: {wrist_of: a}\nmodels: {a: {}, b: {wrist_of: c}, c: {wrist_of: a}, d: {wrist_of: whole}}\n")
+    with pytest.raises(ProfileError) as caught:
+        steps(path, "wrist", "data/sample")
+    found = "\n".join(caught.value.problems)
+    assert "train.wrist_of: give it to one of the models" in found
+    assert "models.b: unknown model in wrist_of 'c'" in found and "models.d: unknown model in wrist_of 'whole'" in found
+    path.write_text("models: {a: {wrist_of: b}, b: {after: a, wrist_of: ''}}\n")
+    with pytest.raises(ProfileError, match="after and wrist_of lead in a circle"):
+        steps(path, "wrist", "data/sample")
+
+
 def test_run_names():
     assert run_name("sample", None) == "sample"
     assert run_name("sample", "/a/b/nuclei") == "sample-nuclei"
@@ -279,6 +314,20 @@ def test_yolo_models_run_beside_the_others_and_vote_with_them(fake):
     fake.edit("notebooks/profiles/quick.yaml", "{y: {network", "{thin: {network")
     status, output, new = fake.start()
     assert (status, new) == (1, []) and "yolo.thin: there is a model of this name" in output
+
+
+def test_a_wrist_stage_runs_after_the_predictions_and_again_when_they_change(fake):
+    fake.edit("notebooks/profiles/quick.yaml", "models: {", "models: {wrist: {wrist_of: thin}, ")
+    status, output, new = fake.start()
+    assert status == 0, output
+    steps_run = list(dict.fromkeys(line.partition(" ")[0] for line in new))
+    assert steps_run == ["03_train/wrist/fold0", "04_inference_tta/wrist/fold0", "05_ensemble"]
+    fake.edit("notebooks/profiles/quick.yaml", "tta: hflip", "tta: none")
+    status, output, new = fake.start()
+    assert status == 0, output
+    steps_run = list(dict.fromkeys(line.partition(" ")[0] for line in new))
+    assert steps_run == ["04_inference_tta/thin/fold0", *steps_run[1:]] and "03_train/wrist/fold0" in steps_run[1:]
+    assert read_json(fake.run / "05_ensemble" / "metrics.json")["models"].keys() == {"thin"}
 
 
 PLUGIN = """

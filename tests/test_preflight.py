@@ -10,7 +10,7 @@ import torch
 from tests.fake_run import FakeRun
 from utils import submission
 from utils.data.cache import Cache
-from utils.data.competition import read_classes, read_index
+from utils.data.competition import HAND_BONES, read_classes, read_index
 from utils.errors import Problems
 from utils.files import ROOT, read_json, write_json
 from utils.inference.ensemble import submission_frame
@@ -99,7 +99,7 @@ def test_the_projects_own_profiles_pass(name):
     planned = steps(profile_path(name), name, "data/sample")
     for step in planned:
         step.parameters |= {"encoder_weights": ""} if "encoder_weights" in step.parameters else {}
-    found, counts = try_parts.try_parts(planned, ["bone", "ring"], 80)
+    found, counts = try_parts.try_parts(planned, list(HAND_BONES), 80)
     assert found == []
     assert set(counts) == {s.name for s in planned if s.name.startswith("03") or s.name == "02_baseline_fcn"}
     assert min(counts.values()) > 1e5

@@ -16,8 +16,10 @@ from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.people import FIELDS
 from utils.data.warping import cut, draw_corner
-from utils.data.wrist import find_wrist, has_wrist
+from utils.data.wrist import CARPALS, Windows, carpal_numbers, find_wrist, has_wrist
 from utils.errors import Problems
+from utils.masks import upsampling
+from utils.masks.dice import dice_of_masks
 from utils.masks.sparse import SparseMaps
 
 
@@ -27,14 +29,21 @@ class TrainingSet(Dataset):
     A sample is `image` uint8 (channels, h, w), channels 1 or 3, `label`, SparseMaps on the same grid, 255 = full
     coverage, and `person`, see `person_of`. `augmenter` may also give dense labels, uint8 (classes, h, w). crop: side
     of the random crop that is taken of each image, 0 for whole images. wrist_crops: number of further samples, crops
-    around the wrist of random images.
+    around the wrist of random images. wrists_only: the crop of each image is around its wrist, too.
     """
 
     def __init__(
-        self, cache: Cache, names: list[str], augmenter: Callable, seed: int, crop: int = 0, wrist_crops: int = 0
+        self,
+        cache: Cache,
+        names: list[str],
+        augmenter: Callable,
+        seed: int,
+        crop: int = 0,
+        wrist_crops: int = 0,
+        wrists_only: bool = False,
     ):
         self.cache, self.names, self.augmenter, self.seed = cache, names, augmenter, seed
-        self.crop, self.wrist_crops = crop, wrist_crops
+        self.crop, self.wrist_crops, self.wrists_only = crop, wrist_crops, wrists_only
 
     def __len__(self) -> int:
         """Number of samples: one for each image, and the crops around wrists."""
@@ -44,8 +53,9 @@ class TrainingSet(Dataset):
         """The sample of (epoch, index)."""
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        on_wrist = index >= len(self.names)
-        name = self.names[int(rng.integers(len(self.names))) if on_wrist else index]
+        further = index >= len(self.names)
+        on_wrist = further or self.wrists_only
+        name = self.names[int(rng.integers(len(self.names))) if further else index]
         entry = self.cache.read(name)
         image, label, more = entry.image, entry.label, {}
         if isinstance(self.augmenter, Augmenter):  # it cuts after rotating, so that no corner of a crop is black
@@ -101,10 +111,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class PlainSet(Dataset):
-    """Images without augmentation, in order: `image` uint8 (channels, h, w), its `index` and its `person`."""
+    """Images, or their parts in `windows`, without augmentation: `image` uint8 (channels, h, w), `index`, `person`."""
 
-    def __init__(self, cache: Cache, names: list[str]):
-        self.cache, self.names = cache, names
+    def __init__(self, cache: Cache, names: list[str], windows: Windows | None = None):
+        self.cache, self.names, self.windows = cache, names, windows
 
     def __len__(self) -> int:
         """Number of images."""
@@ -113,8 +123,10 @@ class PlainSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
         """One image."""
         name = self.names[index]
-        image = channels_first(self.cache.read(name).image)
-        return {"image": image, "index": index, "person": person_of(self.cache, name)}
+        image = self.cache.read(name).image
+        if self.windows is not None:
+            image = self.windows.cut(name, image)
+        return {"image": channels_first(image), "index": index, "person": person_of(self.cache, name)}
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
@@ -199,7 +211,9 @@ class FoldData:
     empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. sampler: any torch sampler over the
     rows of `train`; None takes each image once per epoch. crop: side of a random crop that is taken of each image for
     training, pixels of the cache, 0 for whole images. wrist_crops: further crops around the wrist in each epoch, as a
-    share of the images (not with a sampler). known: hashed people that the labels of some images were learnt from.
+    share of the images (not with a sampler). known: hashed people that other models have seen which this one learns
+    from. wrist_of: for a wrist stage, the model whose carpals it refines, else "": all crops are then around wrists,
+    and it is validated on the carpals in `windows`, which that model has found.
     Raises Problems for crops that can't be made.
     """
 
@@ -212,15 +226,30 @@ class FoldData:
     crop: int = 0
     wrist_crops: float = 0.0
     known: Sequence[str] = ()
+    wrist_of: str = ""
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         """Refuse crops that can't be made."""
-        check_crops(self.crop, self.wrist_crops, self.cache.grid[0], self.cache.classes)
+        check_crops(self.crop, self.wrist_crops, self.cache.grid[0], self.cache.classes, self.wrist_of)
 
     @property
     def side(self) -> int:
         """Side of a training sample, pixels."""
         return self.crop or self.cache.grid[0]
+
+    @property
+    def judged(self) -> list[str]:
+        """The classes that validation scores."""
+        return list(CARPALS) if self.windows is not None else self.cache.classes
+
+    def dice(self, name: str, scores: np.ndarray, threshold: float) -> np.ndarray:
+        """The full-size Dice of each judged class from float32 scores (classes, h, w) of a validation image."""
+        entry = self.cache.read(name)
+        if self.windows is None:
+            return dice_of_masks(upsampling.encode_masks(scores, entry.size, threshold), entry.truth)
+        masks = self.windows.masks(name, scores, entry.size, threshold)
+        return dice_of_masks(masks, [entry.truth[number] for number in carpal_numbers(self.cache.classes)])
 
     @property
     def around_wrists(self) -> int:
@@ -232,15 +261,18 @@ class FoldData:
         return len(self.train) + self.around_wrists if self.sampler is None else len(self.sampler)
 
 
-def check_crops(crop: int, wrist_crops: float, image_size: int, classes: Sequence[str]) -> None:
+def check_crops(crop: int, wrist_crops: float, image_size: int, classes: Sequence[str], wrist_of: str = "") -> None:
     """Raise Problems for crops that do not fit the images, and for wrists in data that has none."""
     problems = []
     if crop and not 32 <= crop < image_size:
         problems.append(f"crop = {crop}: expected 0 (whole images), or from 32 to less than image_size = {image_size}")
     if wrist_crops < 0 or (wrist_crops and not crop):
         problems.append(f"wrist_crops = {wrist_crops}: expected 0, or a share of the images beside a crop above 0")
-    if wrist_crops and not has_wrist(classes):
-        problems.append(f"wrist_crops = {wrist_crops}: the classes have no Radius, Ulna and carpals; leave it at 0")
+    for name, value in (("wrist_crops", wrist_crops), ("wrist_of", wrist_of)):
+        if value and not has_wrist(classes):
+            problems.append(f"{name} = {value}: the classes have no Radius, Ulna and carpals; leave it out")
+    if wrist_of and (wrist_crops or not crop):
+        problems.append(f"wrist_of = {wrist_of}: expected a crop above 0 and no wrist_crops: all crops are of wrists")
     if problems:
         raise Problems("these parameters can't be used:", problems)
 
@@ -250,14 +282,16 @@ def training_loader(
 ) -> DataLoader:
     """Batches for training; the same with any number of workers. `augmenter`: see `data.augment`."""
     names = data.train["image_name"].tolist()
-    samples = TrainingSet(data.cache, names, augmenter, seed, data.crop, data.around_wrists)
+    samples = TrainingSet(data.cache, names, augmenter, seed, data.crop, data.around_wrists, bool(data.wrist_of))
     sampler = EpochSampler(len(samples), batch_size, seed, data.sampler)
     return _loader(samples, batch_size, num_workers, sampler=sampler)
 
 
-def plain_loader(cache: Cache, names: list[str], batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Batches of unaugmented images in the order of `names`, for validation and inference."""
-    return _loader(PlainSet(cache, names), batch_size, num_workers)
+def plain_loader(
+    cache: Cache, names: list[str], batch_size: int, num_workers: int = 0, windows: Windows | None = None
+) -> DataLoader:
+    """Batches of unaugmented images, or of their parts in `windows`, in the order of `names`."""
+    return _loader(PlainSet(cache, names, windows), batch_size, num_workers)
 
 
 def _loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> DataLoader:

@@ -1,13 +1,14 @@
-"""Find the wrist in the labels of a hand, and bend it sideways: most test wrists are bent, few training wrists are."""
+"""Find the wrist in the labels of a hand, bend it sideways, and cut squares around it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from utils.data.competition import HAND_BONES
-from utils.masks.sparse import Patches
+from utils.masks import rle, upsampling
+from utils.masks.sparse import Patches, SparseMaps
 
 CARPALS, FOREARM = HAND_BONES[19:27], HAND_BONES[27:]
 LIMIT = np.radians(45)
@@ -47,6 +48,59 @@ def find_wrist(patches: Patches, classes: Sequence[str]) -> Wrist | None:
     outwards = moments(rest)[0] - centre if any(patch.any() for patch, _ in rest) else axis
     bend = np.arctan2(axis[0] * outwards[1] - axis[1] * outwards[0], axis @ outwards)
     return Wrist(centre, axis, float(np.sqrt(3 * axis @ spread @ axis)), float(bend))
+
+
+def carpal_numbers(classes: Sequence[str]) -> list[int]:
+    """The places of the eight carpals among the classes."""
+    return [classes.index(name) for name in CARPALS]
+
+
+def carpal_corner(regions: SparseMaps, classes: Sequence[str], grid: tuple[int, int], side: int) -> tuple[int, int]:
+    """The corner (top, left) of the square of `side` pixels whose middle is nearest to the centre of the carpals.
+
+    regions: their labels or probabilities at any resolution; without any, the middle of the image is taken. grid: (h,
+    w) of the whole image from which the square is cut; it lies inside.
+    """
+    patches = regions.patches()
+    carpals = [patches[number] for number in carpal_numbers(classes)]
+    scale = np.array(grid) / regions.grid
+    centre = np.array(grid) / 2
+    if any(patch.any() for patch, _ in carpals):
+        centre = (moments(carpals)[0][::-1] + 0.5) * scale
+    top, left = np.clip(np.rint(centre - side / 2), 0, np.array(grid) - side).astype(int)
+    return int(top), int(left)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Squares around the carpals, one for each image, at which a wrist stage looks.
+
+    classes: of the scores. grid: (h, w) of the whole images. side: of the squares, pixels of the grid. corners: (top,
+    left) of each image's square, by image_name.
+    """
+
+    classes: Sequence[str]
+    grid: tuple[int, int]
+    side: int
+    corners: Mapping[str, tuple[int, int]]
+
+    def cut(self, name: str, image: np.ndarray) -> np.ndarray:
+        """The part of an image (h, w[, 3]) that lies in its square; a view."""
+        top, left = self.corners[name]
+        return image[top : top + self.side, left : left + self.side]
+
+    def masks(self, name: str, scores: np.ndarray, size: tuple[int, int], threshold: float) -> list[str]:
+        """The full-size RLE of each carpal, from float32 scores (classes, side, side) of the image's square.
+
+        Beyond the square the scores count as 0, which must lie below the threshold. size: the image's (H, W).
+        """
+        corner = self.corners[name]
+        box = upsampling.reach(corner, (self.side, self.side), self.grid, size)
+        runs = []
+        for plane in scores[carpal_numbers(self.classes)]:
+            inside = upsampling.upsample_region(plane, corner, self.grid, size, box) > threshold
+            runs.append(upsampling.region_runs(inside, box[:2], size))
+        return rle.to_strings(runs)
 
 
 def moments(patches: Patches) -> tuple[np.ndarray, np.ndarray]:

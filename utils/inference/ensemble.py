@@ -13,6 +13,7 @@ from utils.files import read_json, resolve, shown
 from utils.inference.in_order import in_order
 from utils.inference.postprocess import build_postprocess
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
+from utils.inference.wrist_stage import WristStore
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
 
@@ -22,7 +23,10 @@ STEPS = {"04_inference_tta": "03_train", "09_yolo": "09_yolo"}
 
 @dataclass(frozen=True)
 class FoldModel:
-    """A model trained on one fold, with its stored probabilities: `oof` of the images it never saw, and `test`."""
+    """A model trained on one fold, with its stored probabilities: `oof` of the images it never saw, and `test`.
+
+    A wrist stage's probabilities are those of both models, see `inference.wrist_stage`.
+    """
 
     model: str
     fold: int
@@ -31,23 +35,39 @@ class FoldModel:
     config: Config
 
 
-def find_fold_models(output_dir: str | Path, models: Sequence[str] = ()) -> list[FoldModel]:
-    """The fold models with finished predictions (of one of STEPS) in a run's folder; only those of `models`, if given.
+def open_fold_model(output_dir: str | Path, model: str, fold: int, step: str = "04_inference_tta") -> FoldModel:
+    """A trained fold model of a run, with the stores that `step`, one of STEPS, fills."""
+    output_dir = resolve(output_dir)
+    config = read_config(output_dir / STEPS[step] / model / f"fold{fold}" / "best")
+
+    def store(split: str, of: str = model) -> ProbabilityStore:
+        return ProbabilityStore(output_dir / step / of / f"fold{fold}" / split)
+
+    stores = [store("oof"), store("test")]
+    if config.wrist_of:
+        stores = [WristStore(s.folder, store(s.folder.name, config.wrist_of), config) for s in stores]
+    return FoldModel(model, fold, *stores, config)
+
+
+def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages: bool = False) -> list[FoldModel]:
+    """The fold models with finished predictions (of one of STEPS) in a run's folder.
+
+    models: only those with these names; () for all but the wrist stages. stages: all wrist stages instead, if any.
 
     Raises FileNotFoundError if predictions are missing, and ValueError if fold models have different classes.
     """
     output_dir = resolve(output_dir)
     fold_models = []
-    for step, trained in STEPS.items():
+    for step in STEPS:
         for metrics in sorted((output_dir / step).glob("*/fold*/metrics.json")):
-            folder, found = metrics.parent, read_json(metrics)
+            found = read_json(metrics)
             if models and found["model"] not in models:
                 continue
-            stores = ProbabilityStore(folder / "oof"), ProbabilityStore(folder / "test")
-            checkpoint = output_dir / trained / found["model"] / folder.name / "best"
-            fold_models.append(FoldModel(found["model"], found["fold"], *stores, read_config(checkpoint)))
+            fold_model = open_fold_model(output_dir, found["model"], found["fold"], step)
+            if models or bool(fold_model.config.wrist_of) == stages:
+                fold_models.append(fold_model)
     missing = sorted(set(models) - {m.model for m in fold_models})
-    if missing or not fold_models:
+    if missing or not (fold_models or stages):
         raise FileNotFoundError(
             f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(output_dir)}: "
             f"run {' first, or '.join(STEPS)}"
@@ -79,21 +99,32 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         ValueError: if there is no fold model, if fold models disagree about the image's full size or the number of
             classes, or if there are not as many weights as fold models or as many thresholds as classes.
     """
+    return rle.to_strings(_soft_runs(stored, weights, threshold))
+
+
+def _soft_runs(
+    stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]
+) -> list[rle.Runs]:
     size = _common_size(stored)
     shares = np.asarray(weights, np.float64) / np.sum(weights)
-    grids = [fold_model.regions.grid for fold_model in stored]
+    layers = [
+        (layer, share, share / len(s.layers)) for s, share in zip(stored, shares, strict=True) for layer in s.layers
+    ]
     totals: dict[tuple[int, int], float] = {}
-    for grid, share in zip(grids, shares, strict=True):
-        totals[grid] = totals.get(grid, 0.0) + share
+    for layer, _, part in layers:
+        totals[layer.grid] = totals.get(layer.grid, 0.0) + part
     thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(stored[0].regions.boxes))
     runs = []
-    for limit, *patches in zip(thresholds, *(fold_model.regions.patches() for fold_model in stored), strict=True):
-        means = {grid: np.zeros(grid, np.float32) for grid in totals}
-        for grid, share, (patch, (top, left)) in zip(grids, shares, patches, strict=True):
-            region = means[grid][top : top + patch.shape[0], left : left + patch.shape[1]]
-            region += patch * np.float32(share / LEVELS)
+    for limit, *patches in zip(thresholds, *(layer.patches() for layer, *_ in layers), strict=True):
+        means: dict[tuple[int, int], np.ndarray] = {}
+        for (layer, share, _), (patch, (top, left)) in zip(layers, patches, strict=True):
+            if patch.size:
+                if layer.grid not in means:
+                    means[layer.grid] = np.zeros(layer.grid, np.float32)
+                region = means[layer.grid][top : top + patch.shape[0], left : left + patch.shape[1]]
+                region += patch * np.float32(share) / np.float32(LEVELS)
         runs.append(_vote_class(means, totals, limit, size))
-    return rle.to_strings(runs)
+    return runs
 
 
 def hard_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
@@ -102,10 +133,8 @@ def hard_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
     Each fold model's mask is its upsampled probability above the threshold. Arguments, result and errors are those of
     `soft_vote`. The masks are counted as runs, without pixels.
     """
-    size = _common_size(stored)
-    masks = [
-        upsampling.mask_runs(s.regions.dense().astype(np.float32) / np.float32(LEVELS), size, threshold) for s in stored
-    ]
+    _common_size(stored)
+    masks = [_soft_runs([s], [1.0], threshold) for s in stored]
     limit = sum(weights) / 2 + 1e-9  # sums of weights that are equal but for rounding are a tie, and a tie is no
     runs = []
     for of_class in zip(*masks, strict=True):
@@ -137,7 +166,11 @@ def _vote_class(
     threshold: np.float32,
     size: tuple[int, int],
 ) -> rle.Runs:
-    """Intervals of one class from its mean (h, w) of each resolution; totals: the share of the votes in each."""
+    """Intervals of one class from its mean (h, w) of each resolution where it is not 0.
+
+    totals: the threshold's parts, one for each resolution, with sum 1: where the means' sum is above the threshold, at
+    least one of them is above its part.
+    """
     if len(means) == 1:
         return upsampling.mask_runs(next(iter(means.values()))[None], size, threshold)[0]
     boxes = []

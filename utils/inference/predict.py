@@ -15,6 +15,7 @@ from torch import nn
 
 from utils.data.cache import Cache
 from utils.data.loader import network_input, plain_loader
+from utils.data.wrist import Windows, carpal_numbers
 from utils.device import usable
 from utils.inference.fold_norms import fold_norms
 from utils.inference.in_order import in_order
@@ -53,7 +54,8 @@ class Predictor:
         self.precision = usable(self.config.precision if precision == "auto" else precision, device)
         self.model = self.precision.prepare(fold_norms(model).to(device))
         network = Probabilities(self.model)
-        transforms = ttach.Compose(build_tta(tta, self.config.image_size, self.config.flip, self.config.flip_order))
+        side = self.config.window if self.config.wrist_of else self.config.image_size
+        transforms = ttach.Compose(build_tta(tta, side, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
 
     @torch.inference_mode()
@@ -84,10 +86,15 @@ class Predictor:
                 yield names[index], each.to("cpu")
 
     def predict(
-        self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
+        self,
+        cache: Cache,
+        names: list[str],
+        batch_size: int,
+        num_workers: int = 0,
+        windows: Windows | None = None,
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Each image's name and probabilities (classes, h, w), in the order of `names`."""
-        for batch in plain_loader(cache, names, batch_size, num_workers):
+        """Each image's name and probabilities (classes, h, w), of its part in `windows` if given, in their order."""
+        for batch in plain_loader(cache, names, batch_size, num_workers, windows):
             for index, maps in zip(batch["index"].tolist(), self(batch["image"], batch["person"]), strict=True):
                 yield names[index], maps
 
@@ -117,7 +124,7 @@ class Predictor:
             name, maps = predicted
             store.write(name, maps, cache.read(name).size)
 
-        predictions = self.predict(cache, missing, batch_size, num_workers)
+        predictions = self.predict(cache, missing, batch_size, num_workers, store.windows(missing))
         with closing(in_order(write, predictions, threads=1, ahead=batch_size)) as written:
             for number, _ in enumerate(written, 1):
                 if progress:
@@ -127,7 +134,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its truth and a fold model's masks (RLE per class at full size); pixels as in the cache."""
+    """One image with its truth and a fold model's masks (RLE per judged class, full size); pixels as in the cache."""
 
     name: str
     pixels: np.ndarray
@@ -143,16 +150,24 @@ def predict_masks(
     threshold: float,
     device: torch.device | str = "cpu",
     upsample: str = "probabilities",
+    windows: Windows | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each image's name and full-size RLE per class from one network, the way its validation made them."""
+    """Each image's name and full-size RLE per class from one network, the way its validation made them.
+
+    windows: of a wrist stage, which gives the masks of the carpals only.
+    """
     model.to(device).eval()
-    for batch in plain_loader(cache, names, batch_size=1):
+    for batch in plain_loader(cache, names, batch_size=1, windows=windows):
         with torch.inference_mode():
             batch = {key: tensor.to(device) for key, tensor in batch.items()}
             logits = model(network_input(batch, model.mean, model.std, model.takes_person))
         scores, limit = upsampling.to_scores(logits, threshold, upsample)
         name = names[batch["index"].item()]
-        yield name, upsampling.encode_masks(scores[0], cache.read(name).size, limit)
+        size = cache.read(name).size
+        if windows is None:
+            yield name, upsampling.encode_masks(scores[0], size, limit)
+        else:
+            yield name, windows.masks(name, scores[0], size, limit)
 
 
 def worst_images(
@@ -162,12 +177,14 @@ def worst_images(
     threshold: float,
     number: int,
     upsample: str = "probabilities",
+    windows: Windows | None = None,
 ) -> Iterator[Example]:
     """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at."""
     worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
-    for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample):
+    for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample, windows=windows):
         entry = cache.read(name)
-        yield Example(name, entry.image, entry.size, entry.truth, masks)
+        truth = entry.truth if windows is None else [entry.truth[n] for n in carpal_numbers(cache.classes)]
+        yield Example(name, entry.image, entry.size, truth, masks)
 
 
 def _names_digest(cache: Cache, names: list[str]) -> str:

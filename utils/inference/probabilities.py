@@ -1,12 +1,15 @@
 """The probability store: a fold model's probabilities for each image, in one small file per image."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from utils.data.wrist import Windows
 from utils.files import delete_temporary, open_arrays, read_json, replacing, shown, write_json
 from utils.masks.sparse import SparseMaps
+from utils.masks.upsampling import upsample_region
 
 FORMAT = 1
 LEVELS = 4095
@@ -22,11 +25,28 @@ FLOOR = 0.005
 class Stored:
     """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, 0 outside each class's region.
 
-    size: the full size (H, W).
+    size: the full size (H, W). detail: further probabilities, on a finer grid, that are added to the others at full
+    size; None without any, see `inference.wrist_stage`.
     """
 
     regions: SparseMaps
     size: tuple[int, int]
+    detail: SparseMaps | None = None
+
+    @property
+    def layers(self) -> list[SparseMaps]:
+        """The maps whose upsampled sum is the probability."""
+        return [self.regions] if self.detail is None else [self.regions, self.detail]
+
+    def finest(self) -> Iterator[np.ndarray]:
+        """Each class's probabilities times LEVELS, 2-D, on the finer grid if it has a detail; around it, all are 0."""
+        details = self.layers[-1].patches()
+        for (patch, corner), (added, (top, left)) in zip(self.regions.patches(), details, strict=True):
+            if self.detail is not None and added.size:
+                whole = 0, 0, *self.detail.grid
+                patch = upsample_region(patch.astype(np.float32), corner, self.regions.grid, self.detail.grid, whole)
+                patch[top : top + added.shape[0], left : left + added.shape[1]] += added
+            yield patch
 
 
 class ProbabilityStore:
@@ -51,6 +71,10 @@ class ProbabilityStore:
                 old.unlink()
             write_json(path, source)
 
+    def windows(self, names: Sequence[str]) -> Windows | None:
+        """The parts of the images that the network has to see; None for whole images."""
+        return None
+
     def path(self, image_name: str) -> Path:
         """The file of one image."""
         return self.folder / f"{image_name}.npz"
@@ -61,12 +85,9 @@ class ProbabilityStore:
 
     def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
         """Store float32 (classes, h, w) probabilities in [0, 1] of an image of full size (H, W); ValueError for NaN."""
-        codes = np.empty(probabilities.shape, np.uint16)
-        for plane, of_class in zip(probabilities, codes, strict=True):  # one by one: all at 2048² take 0.5 GB a copy
-            if not np.isfinite(plane).all():
-                raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
-            np.rint(plane * LEVELS, out=of_class, casting="unsafe")
-        regions = SparseMaps.from_dense(codes, floor=round(FLOOR * LEVELS))
+        self._save(image_name, quantised(image_name, probabilities), size)
+
+    def _save(self, image_name: str, regions: SparseMaps, size: tuple[int, int]) -> None:
         with replacing(self.path(image_name)) as temporary:
             np.savez_compressed(temporary, size=np.array(size), **regions.arrays())
 
@@ -86,3 +107,13 @@ class ProbabilityStore:
             ) from None
         except ValueError as error:
             raise ValueError(f"{error}; delete it and run 04_inference_tta again") from error
+
+
+def quantised(image_name: str, probabilities: np.ndarray) -> SparseMaps:
+    """Float32 (classes, h, w) probabilities in [0, 1] as uint16 multiples of 1 / LEVELS; ValueError for NaN."""
+    codes = np.empty(probabilities.shape, np.uint16)
+    for plane, of_class in zip(probabilities, codes, strict=True):  # one by one: all at 2048² take 0.5 GB a copy
+        if not np.isfinite(plane).all():
+            raise ValueError(f"{image_name}: the probabilities hold NaN or infinity; is the checkpoint damaged?")
+        np.rint(plane * LEVELS, out=of_class, casting="unsafe")
+    return SparseMaps.from_dense(codes, floor=round(FLOOR * LEVELS))

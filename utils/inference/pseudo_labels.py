@@ -74,9 +74,8 @@ def confidence(stored: Stored, threshold: float | Sequence[float]) -> float:
     surely absent counts 1; the mean over classes.
     """
     scores = []
-    patches = stored.regions.patches()
-    for (patch, _), limit in zip(patches, np.broadcast_to(threshold, len(patches)), strict=True):
-        p = patch.astype(np.float64) / LEVELS
+    for codes, limit in zip(stored.finest(), np.broadcast_to(threshold, len(stored.regions.boxes)), strict=True):
+        p = codes.astype(np.float64) / LEVELS
         inside = p > limit
         scores.append((2 * p[inside].sum() + 1) / (p.sum() + inside.sum() + 1))
     return float(np.mean(scores))

@@ -44,12 +44,13 @@ class Config:
 
     architecture: its registered name, "" for a network that was given inline. options: the architecture's own, such as
     decoder_channels. image_size: side of the square the images were shrunk to, pixels. window: side of the crops it was
-    trained on, 0 for whole images. mean, std: of the normalisation, on the scale 0 to 1. plugin, plugin_sha256: the
-    file that registered the architecture, as `plugins` named it.
+    trained on, 0 for whole images. wrist_of: of a wrist stage, the model whose carpals it refines. mean, std: of the
+    normalisation, on the scale 0 to 1. plugin, plugin_sha256: the file that registered the architecture, as `plugins`
+    named it.
     precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
     each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
     hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
-    on the held-out fold, None without one.
+    on the held-out fold, of a wrist stage that of the carpals; None without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -62,6 +63,7 @@ class Config:
     mean: list[float] = field(default_factory=lambda: list(PaddedModel.mean))
     std: list[float] = field(default_factory=lambda: list(PaddedModel.std))
     window: int = 0
+    wrist_of: str = ""
     plugin: str = ""
     plugin_sha256: str = ""
     precision: str = "32-true"
@@ -78,6 +80,19 @@ class Config:
 def hash_people(people: Iterable[str]) -> list[str]:
     """A short SHA-256 for each person's ID, sorted: enough to tell whether somebody is among them."""
     return sorted({hashlib.sha256(str(person).encode()).hexdigest()[:16] for person in people})
+
+
+def check_unseen(config: Config, people: Iterable[str], where: str, advice: str) -> None:
+    """Raise ModelError if a fold model was trained on some of these people, or does not say on whom it was.
+
+    where: names its checkpoint in the message. advice: what to do instead.
+    """
+    people = list(dict.fromkeys(people))
+    known = [name for name in people if hash_people([name])[0] in config.people]
+    if known or (people and not config.people):
+        whom = f"{len(known)} people of this fold, such as {known[0]}" if known else "people it does not name"
+        leak = f"{where} (fold {config.fold}) was trained on {whom}: the validation score would leak"
+        raise ModelError(f"{leak}. {advice}")
 
 
 def describe_network(model: PaddedModel) -> dict[str, Any]:
@@ -223,6 +238,8 @@ def _problems(config: Config) -> list[str]:
         f"image_size {config.image_size}: expected 1 to {LARGEST_SIDE}": not 1 <= config.image_size <= LARGEST_SIDE,
         "mean, std: expected three numbers each, std above 0": [len(config.mean), len(config.std)] != [3, 3]
         or min(config.std) <= 0,
+        f"wrist_of {config.wrist_of!r}: expected a model's name, and a window": bool(config.wrist_of)
+        and ("/" in config.wrist_of or not 0 < config.window <= config.image_size),
         "thresholds: expected a number from 0 to 1 per class": len(config.thresholds) not in (0, count)
         or not all(0 <= t <= 1 for t in config.thresholds),
         "flip_order: expected each class once": bool(config.flip_order)

@@ -62,7 +62,11 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     about = {
         "data_dir": data_dir,
         "models": profile.all_models,
-        "after": {name: [model["after"]] for name, model in profile.models.items() if "after" in model},
+        "after": {
+            step.name.split("/")[1]: [earlier.rpartition("/")[0] for earlier in step.after]
+            for step in planned
+            if step.name.startswith(f"{NOTEBOOKS['train']}/") and step.after
+        },
         "folds": profile.folds,
         "threads": profile.threads,
         "steps": [step.name for step in planned],

@@ -43,7 +43,7 @@ def seconds_per_epoch(model: Path, given: dict, images: int) -> float:
     if rows := [pd.read_csv(path)["seconds"] for path in files]:
         return float(pd.concat(rows).median())
     found = read_json(model / "precision.json", {})
-    if found.get("batch") != [given.get("batch_size"), given.get("image_size")]:
+    if found.get("batch") != [given.get("batch_size"), given.get("crop") or given.get("image_size")]:
         return math.nan
     trained = images * (1 - 1 / given["n_folds"]) if given["fold"] >= 0 else images
     return math.ceil(trained / given["batch_size"]) * found["seconds_per_step"][found["precision"]]
@@ -51,4 +51,4 @@ def seconds_per_epoch(model: Path, given: dict, images: int) -> float:
 
 def _same_size(fold_model: Path, given: dict) -> bool:
     before = read_json(fold_model / "metrics.json", {}).get("parameters", given)
-    return all(before.get(name) == given.get(name) for name in ("batch_size", "image_size"))
+    return all(before.get(name) == given.get(name) for name in ("batch_size", "image_size", "crop"))

@@ -29,7 +29,8 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
 
     Columns: kind, model, fold (Int64); val_dice: mean Dice at full size on the fold's images, without test-time
     augmentation (TTA), as training measured it; oof_dice: out-of-fold Dice, with TTA; test_dice: Dice on the test
-    images if the data has a solution.csv; weight: of the model in the ensemble; minutes: training and inference.
+    images if the data has a solution.csv; weight: of the model in the ensemble, of a wrist stage beside its first model
+    (0: off); minutes: training and inference.
     Scores are in [0, 1], and NaN if a step has not ended or has no such score. `run` is the run's folder.
     """
     run = Path(run)
@@ -49,7 +50,10 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
     rows = fold_models.to_dict("records")
     if ensemble := read_json(run / NOTEBOOKS["ensemble"] / "metrics.json", {}):
         models = ensemble["models"]
-        rows += [{**models[name], "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name in models]
+        shown = models | ensemble.get("wrist_stages", {})
+        rows += [
+            {**found, "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name, found in shown.items()
+        ]
         votes, missing = len(ensemble.get("fold_models", [])), len(ensemble.get("missing", {}))
         name = f"PARTIAL: {votes} of {votes + missing} voted" if missing else f"{len(models)} models"
         rows.append({**ensemble, "kind": "ensemble", "model": name})

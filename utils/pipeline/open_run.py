@@ -21,8 +21,12 @@ from utils.data.flip import flip_rule
 from utils.data.folds import read_folds, split_fold
 from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect, write_fixed_data
 from utils.data.loader import FoldData, check_crops
+from utils.data.wrist import Windows, carpal_corner
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve, shown
+from utils.inference.probabilities import ProbabilityStore
+from utils.inference.wrist_stage import open_first
+from utils.models.checkpoint import check_classes
 from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
@@ -120,12 +124,14 @@ class Run:
         crop: int = 0,
         wrist_crops: float = 0.0,
         extra_data: str = "",
+        wrist_of: str = "",
     ) -> FoldData:
         """The images of one fold; the other arguments are those of `cache`, `data.flip.flip_rule` and `FoldData`.
 
-        extra_data: a data folder whose training images are trained on, too, see `pipeline.extra_data`.
+        extra_data: a data folder whose training images are trained on, too, see `pipeline.extra_data`. wrist_of: for a
+        wrist stage, the model of this run whose carpals it refines; see `inference.wrist_stage.open_first` for errors.
         """
-        check_crops(crop, wrist_crops, image_size, self.classes)
+        check_crops(crop, wrist_crops, image_size, self.classes, wrist_of)
         train, validation = split_fold(self.table, self.folds, fold)
         extra, known = None, []
         if extra_data:
@@ -133,7 +139,15 @@ class Run:
             train = pd.concat([train, extra], ignore_index=True)
         cache = self.cache(image_size, labels, extra)
         rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
-        return FoldData(cache, train, validation, fold, rule, crop=crop, wrist_crops=wrist_crops, known=known)
+        windows = None
+        if wrist_of:
+            first, config = open_first(self.output_dir, wrist_of, fold, validation["ID"])
+            check_classes(config, self.classes, f"wrist_of = {wrist_of}")
+            names, oof, known = validation["image_name"], ProbabilityStore(first / "oof"), [*known, *config.people]
+            corners = {n: carpal_corner(oof.read(n).regions, self.classes, cache.grid, crop) for n in names}
+            windows = Windows(self.classes, cache.grid, crop, corners)
+        crops = {"crop": crop, "wrist_crops": wrist_crops, "wrist_of": wrist_of, "windows": windows}
+        return FoldData(cache, train, validation, fold, rule, known=known, **crops)
 
 
 def open_run(

@@ -4,10 +4,12 @@ A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of t
 of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07, `instances` of 08 (for every
 fold model), each model in `yolo` of 09; `parameters` go to every notebook that declares them. A model of 03 may also
 have `after: <another model>`: it starts from that model's weights of the same fold, once it is trained, and takes over
-its parameters but for those that it names itself.
+its parameters but for those that it names itself. One with 03's parameter `wrist_of: <another model>` is a wrist stage:
+it waits for that model's predictions of the same fold.
 """
 
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,9 +152,10 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     profile, problems = read_profile(path), []
     chains = _chains(profile.models, problems)
     problems += [f"yolo.{name}: there is a model of this name" for name in profile.yolo if name in profile.models]
+    stages = _wrist_stages(profile, chains, problems)
     if problems:
         raise ProfileError(path, problems)
-    plan = list(_plan(profile, chains, run, data_dir))
+    plan = list(_plan(profile, chains, stages, run, data_dir))
     notebooks = {section: _declared(NOTEBOOKS[section], problems) for section in dict.fromkeys(s for s, *_ in plan)}
     known = {name for parameters in notebooks.values() for name in parameters}
     for name in profile.parameters:
@@ -220,7 +223,31 @@ def _chains(models: dict[str, Section], problems: list[str]) -> dict[str, list[s
                 problems.append(f"models.{name}: after leads in a circle, {' ← '.join(chain)}")
                 break
         chains[name] = chain
-    return dict(sorted(chains.items(), key=lambda item: len(item[1])))
+    return chains
+
+
+def _wrist_stages(profile: Profile, chains: dict[str, list[str]], problems: list[str]) -> dict[str, str]:
+    """For each model that is a wrist stage, the one whose carpals it refines. `chains` is put in order: what a model
+    needs comes before it."""
+    models, stages = profile.models, {}
+    for name, chain in chains.items():
+        named = [models[m]["wrist_of"] for m in chain if "wrist_of" in models[m]]
+        stages |= {name: str(named[-1])} if named and named[-1] else {}
+    others = [name for name in models if name not in stages]
+    for name, first in stages.items():
+        if first not in others:
+            problems.append(f"models.{name}: {unknown('model in wrist_of', first, others)}")
+    for title, values in (("parameters", profile.parameters), ("train", profile.train)):
+        if "wrist_of" in values:
+            problems.append(f"{title}.wrist_of: give it to one of the models")
+    if not problems:
+        try:
+            needs = {name: [*chain[-2:-1], *filter(None, [stages.get(name)])] for name, chain in chains.items()}
+            order = list(TopologicalSorter(needs).static_order())
+            chains |= {name: chains.pop(name) for name in order}
+        except CycleError as error:
+            problems.append(f"models: after and wrist_of lead in a circle, {' ← '.join(error.args[1])}")
+    return stages
 
 
 def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section]:
@@ -231,7 +258,7 @@ def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section
 
 
 def _plan(
-    profile: Profile, chains: dict[str, list[str]], run: str, data_dir: str
+    profile: Profile, chains: dict[str, list[str]], stages: dict[str, str], run: str, data_dir: str
 ) -> Iterator[tuple[str, dict[str, Section], Step, Section]]:
     """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
     common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
@@ -250,6 +277,8 @@ def _plan(
             if earlier:
                 before = [f"{NOTEBOOKS['train']}/{earlier[-1]}/fold{fold}"]
                 start["init_checkpoint"] = f"outputs/{run}/{NOTEBOOKS['train']}/{earlier[-1]}/fold{{fold}}/best"
+            if model in stages:
+                before.append(f"{NOTEBOOKS['predict']}/{stages[model]}/fold{fold}")
             yield "train", where, Step(name=trained, after=before), own | start
             yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
             predicted.append(predict)
@@ -260,7 +289,8 @@ def _plan(
             predicted.append(f"{NOTEBOOKS['yolo']}/{model}/fold{fold}")
             yield "yolo", {f"yolo.{model}": section}, Step(name=predicted[-1]), common | {"model": model, "fold": fold}
     if predicted:
-        own = common | submission | {"models": profile.all_models, "missing": {}}
+        voters = [model for model in profile.all_models if model not in stages]
+        own = common | submission | {"models": voters, "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
         if profile.analysis is not None:
             step = Step(name=NOTEBOOKS["analysis"], after=[NOTEBOOKS["ensemble"]])

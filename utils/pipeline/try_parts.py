@@ -21,7 +21,7 @@ from utils.data.augment import as_augmenter, build_augmentation
 from utils.data.augmentation import read_augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.flip import flip_rule
-from utils.data.loader import TrainingSet, stack
+from utils.data.loader import TrainingSet, check_crops, stack
 from utils.device import Precision, choose_device, tune_process
 from utils.errors import Problems
 from utils.files import read_json, resolve, write_json
@@ -102,6 +102,8 @@ def try_training(where: str, p: dict[str, Any], classes: list[str], images: int,
     if p.get("wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append(f"{where}: wandb_project = {p['wandb_project']!r} needs W&B: pip install wandb")
     criterion = settings = network = optimizer = None
+    with noted(problems, where):
+        check_crops(p.get("crop", 0), p.get("wrist_crops", 0), size, classes, p.get("wrist_of", ""))
     with noted(problems, where):
         criterion = build_loss(p.get("loss", "bce_dice"))
     with noted(problems, where):

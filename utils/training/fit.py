@@ -21,7 +21,7 @@ from utils.data.loader import FoldData, plain_loader, training_loader
 from utils.device import choose_device, usable
 from utils.files import delete_temporary, resolve, restore_folder, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
-from utils.models.checkpoint import Config, describe_network, hash_people, load_weights, read_config
+from utils.models.checkpoint import Config, check_unseen, describe_network, hash_people, load_weights, read_config
 from utils.models.metadata import WithMetadata
 from utils.training import faults
 from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
@@ -145,6 +145,7 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
         classes=data.cache.classes,
         image_size=data.cache.grid[0],
         window=data.crop,
+        wrist_of=data.wrist_of,
         fold=data.fold,
         flip=data.flip.allowed,
         flip_order=list(data.flip.order),
@@ -186,7 +187,7 @@ def _run(module: TrainingModule, augmenter: Augmenter, done: int | None) -> bool
     data, settings, folder = module.data, module.settings, module.folder
     loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
     loader.sampler.set_epoch(done or 0)  # workers draw the first epoch's order before Lightning says which it is
-    validation = plain_loader(data.cache, module.names, settings.batch_size, settings.num_workers)
+    validation = plain_loader(data.cache, module.names, settings.batch_size, settings.num_workers, data.windows)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -252,13 +253,8 @@ def start_from(model: PaddedModel, data: FoldData, init_checkpoint: str) -> set[
                 f"init_checkpoint {shown(folder)} has {name} {getattr(earlier, name)!r}, this training "
                 f"{wanted[name]!r}: they must be the same"
             )
-    known = [name for name in data.validation["ID"].unique() if hash_people([name])[0] in earlier.people]
-    if known or (len(data.validation) and not earlier.people):
-        whom = f"{len(known)} people of this fold, such as {known[0]}" if known else "people it does not name"
-        raise ModelError(
-            f"init_checkpoint {shown(folder)} (fold {earlier.fold}) was trained on {whom}: the validation score would "
-            f"leak. Start from a fold model of the same fold; {{fold}} in the path stands for it"
-        )
+    advice = "Start from a fold model of the same fold; {fold} in the path stands for it"
+    check_unseen(earlier, data.validation["ID"], f"init_checkpoint {shown(folder)}", advice)
     load_weights(model, folder)
     model.mean, model.std = earlier.mean, earlier.std
     return set(earlier.people)
@@ -283,6 +279,8 @@ def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, setting
     parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
     parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
     parts |= {"crops": [data.crop, data.wrist_crops]}
+    if data.windows is not None:
+        parts |= {"wrist_of": data.wrist_of, "windows": dict(data.windows.corners)}
     parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
     if model.takes_person:
         parts["people"] = [data.cache.people[name].tolist() for name in names]

@@ -17,7 +17,7 @@ from utils.data.loader import FoldData, dense_labels, network_input
 from utils.device import PRECISIONS, Precision
 from utils.files import write_table
 from utils.masks import upsampling
-from utils.masks.dice import dice_of_masks, dice_table, mean_dice
+from utils.masks.dice import dice_table, mean_dice
 from utils.models.base import Loss, PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint
 from utils.training.averages import exponential_average, plain_mean
@@ -205,13 +205,11 @@ class TrainingModule(L.LightningModule):
         logits = self.validated_model()(network_input(batch, *given, self.precision.layout))
         scores, limit = upsampling.to_scores(logits, self.settings.threshold, self.settings.upsample)
         for maps, number in zip(scores, batch["index"].tolist(), strict=True):
-            entry = self.data.cache.read(self.names[number])
-            masks = upsampling.encode_masks(maps, entry.size, limit)
-            self.rows[self.names[number]] = dice_of_masks(masks, entry.truth)
+            self.rows[self.names[number]] = self.data.dice(self.names[number], maps, limit)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights with their scores."""
-        table = dice_table(self.rows, self.config.classes)
+        table = dice_table(self.rows, self.data.judged)
         score = mean_dice(table)
         self.log("val_dice", score)
         if score > self.best:
@@ -225,7 +223,7 @@ class TrainingModule(L.LightningModule):
             "epoch": self.current_epoch + 1,
             "of": self.settings.epochs,
             "loss": self._mean_loss(),
-            "val_dice": mean_dice(dice_table(self.rows, self.config.classes)),
+            "val_dice": mean_dice(dice_table(self.rows, self.data.judged)),
             "lr": self.parts["optimizer"].param_groups[0]["lr"] * RETRY_LR**self.retries,
             "seconds": time.monotonic() - self.started,
             "retries": self.retries,

@@ -1,0 +1,150 @@
+"""The wrist stage: a second model sees the carpals at a higher resolution, in a square that a first model has found.
+
+Its probabilities take the place of a part of the first model's: inside the square, the carpals are
+(1 - share) · first + share · second. The share is the stage's weight in the square's middle and falls to 0 towards its
+border, so that no edge shows. Other classes, and everything beyond the square, stay as the first model has them. The
+two are added at full size, so neither is resampled to the other's resolution.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.wrist import Windows, carpal_corner, carpal_numbers
+from utils.files import read_json, resolve, shown
+from utils.inference.probabilities import ProbabilityStore, Stored, quantised
+from utils.masks.sparse import Patch, SparseMaps
+from utils.models.base import ModelError
+from utils.models.checkpoint import WEIGHTS, Config, check_unseen, read_config
+from utils.registry import file_sha256
+
+EQUAL = 0.5
+"""The stage's weight where none was chosen: both models count the same."""
+BORDER = 0.125
+"""Part of the square's side over which the share falls from the weight to 0."""
+
+
+class WristStore(ProbabilityStore):
+    """The probabilities of a wrist stage: its folder holds those of the carpals, `read` adds them to the first model's.
+
+    first: the store of the first model's fold model of the same fold, with the same images. config: of the stage's
+    checkpoint. weight: of the stage beside the first model, 0 to 1; at 0, `read` gives what the first model's store
+    holds.
+    """
+
+    def __init__(self, folder: str | Path, first: ProbabilityStore, config: Config, weight: float = EQUAL):
+        super().__init__(folder)
+        self.first, self.config, self.weight = first, config, weight
+        self.grid = (config.image_size, config.image_size)
+
+    def at(self, weight: float) -> "WristStore":
+        """The same store with another weight."""
+        return WristStore(self.folder, self.first, self.config, weight)
+
+    def corner(self, image_name: str) -> tuple[int, int]:
+        """Where the image's square begins (top, left), on the stage's grid: around the carpals that the first found."""
+        return carpal_corner(self.first.read(image_name).regions, self.config.classes, self.grid, self.config.window)
+
+    def windows(self, names: Sequence[str]) -> Windows:
+        """The images' squares."""
+        corners = {name: self.corner(name) for name in names}
+        return Windows(self.config.classes, self.grid, self.config.window, corners)
+
+    def begin(self, source: dict) -> None:
+        """As of the other stores; what was made from other predictions of the first model is deleted, too."""
+        super().begin(source | {"first": read_json(self.first.folder / "store.json", {})})
+
+    def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
+        """Store the carpals of float32 (classes, side, side) probabilities in [0, 1] of the image's square."""
+        carpals = np.zeros_like(probabilities)
+        numbers = carpal_numbers(self.config.classes)
+        carpals[numbers] = probabilities[numbers]
+        inside = quantised(image_name, carpals)
+        top, left = self.corner(image_name)
+        moved = [(patch, (y + top, x + left) if patch.size else (0, 0)) for patch, (y, x) in inside.patches()]
+        self._save(image_name, SparseMaps.from_patches(self.grid, moved), size)
+
+    def read(self, image_name: str) -> Stored:
+        """One image's probabilities of both models, see `merge`; errors as of the other stores."""
+        first = self.first.read(image_name)
+        if not self.weight:
+            return first
+        second, side = super().read(image_name).regions, self.config.window
+        corner = carpal_corner(first.regions, self.config.classes, self.grid, side)
+        return merge(first, second, corner, side, self.weight, carpal_numbers(self.config.classes))
+
+
+def merge(
+    first: Stored, second: SparseMaps, corner: tuple[int, int], side: int, weight: float, classes: Sequence[int]
+) -> Stored:
+    """The first model's probabilities with those of a stage, as the module's text says.
+
+    second: of the same classes, on the stage's grid, not 0 only for `classes` (their numbers) inside the square of
+    `side` pixels at `corner` (top, left). weight: of the stage, 0 to 1.
+    """
+    shares = [
+        _shares(grid, first.regions.grid, second.grid, corner, side) for grid in (first.regions.grid, second.grid)
+    ]
+    kept, added = first.regions.patches(), second.patches()
+    for number in classes:
+        kept[number] = _times(kept[number], shares[0], -weight, 1.0)
+        added[number] = _times(added[number], shares[1], weight, 0.0)
+    return Stored(
+        SparseMaps.from_patches(first.regions.grid, kept), first.size, SparseMaps.from_patches(second.grid, added)
+    )
+
+
+def _shares(
+    grid: tuple[int, int], coarse: tuple[int, int], fine: tuple[int, int], corner: tuple[int, int], side: int
+) -> list[np.ndarray]:
+    """The share, 0 to 1, in each row and each column of `grid`; that of a pixel is the product of its two.
+
+    It is 0 up to a pixel of the coarser grid inside the square, because upsampling spreads a pixel that far.
+    """
+    ramps = []
+    for length, n, m, start in zip(grid, coarse, fine, corner, strict=True):
+        place = (np.arange(length) + 0.5) * (m / length) - start  # in the square, in pixels of the fine grid
+        inside = np.minimum(place, side - place) - max(m / n, 1.0)
+        ramps.append(np.clip(inside / (BORDER * side), 0, 1))
+    return ramps
+
+
+def _times(patch: Patch, shares: list[np.ndarray], slope: float, offset: float) -> Patch:
+    """A patch times offset + slope · share."""
+    values, (top, left) = patch
+    rows, columns = shares[0][top : top + values.shape[0]], shares[1][left : left + values.shape[1]]
+    return np.rint(values * (offset + slope * np.outer(rows, columns))).astype(values.dtype), (top, left)
+
+
+def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequence[str]) -> tuple[Path, Config]:
+    """The predictions' folder and the config of the fold model whose carpals a wrist stage refines.
+
+    people: those of the fold's validation images.
+
+    Raises:
+        FileNotFoundError: if its predictions (04_inference_tta) are not finished.
+        ModelError: if it was trained on somebody of `people`, is a wrist stage itself, or has been trained again since
+            it predicted.
+    """
+    steps = resolve(output_dir)
+    predictions, checkpoint = (steps / step / wrist_of / f"fold{fold}" for step in ("04_inference_tta", "03_train"))
+    if not (predictions / "metrics.json").exists():
+        raise FileNotFoundError(
+            f"wrist_of = {wrist_of}: no finished predictions in {shown(predictions)}: run 04_inference_tta with "
+            f"-p model {wrist_of} -p fold {fold} first"
+        )
+    config = read_config(checkpoint / "best")
+    if config.wrist_of:
+        raise ModelError(
+            f"wrist_of = {wrist_of}: that is a wrist stage itself; name {config.wrist_of}, which it refines"
+        )
+    digest = file_sha256(checkpoint / "best" / WEIGHTS)
+    if any(read_json(predictions / split / "store.json", {}).get("weights") != digest for split in ("oof", "test")):
+        raise ModelError(
+            f"wrist_of = {wrist_of}: {shown(predictions)} was predicted with other weights than those in "
+            f"{shown(checkpoint)}: run 04_inference_tta with -p model {wrist_of} -p fold {fold} again"
+        )
+    advice = f"Train {wrist_of} with -p fold {fold} in this run, then predict with it"
+    check_unseen(config, people, f"wrist_of = {wrist_of}: {shown(checkpoint)}", advice)
+    return predictions, config
