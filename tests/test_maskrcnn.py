@@ -61,7 +61,7 @@ def test_two_images_are_learnt(taught):
 
 
 def test_logits_are_the_union_of_the_instances(taught):
-    """At sizes that need padding too, in training mode, and the image alone or in a batch."""
+    """At a size that needs padding too, and for an image alone or in a batch."""
     model, images, _ = taught
     images = images[..., :45, :57]
     with torch.inference_mode():

@@ -36,7 +36,7 @@ def test_the_profiles_fit_the_notebooks(name):
 
 def test_misspelt_profiles_and_keys_name_the_nearest(tmp_path):
     with pytest.raises(
-        ProfileError, match="did you mean sample\\? There are ablation, baseline, overnight, sample, smoke"
+        ProfileError, match="did you mean sample\\? There are ablation, baseline, instances, overnight, sample, smoke"
     ):
         profile_path("sampel")
     path = tmp_path / "mine.yaml"
