@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torchvision.models import get_model
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from tests import zoo
 from utils.models import ModelError, build_model
@@ -35,11 +35,14 @@ def test_parameters_are_torchvisions(name, millions):
 @pytest.fixture(scope="module")
 def taught():
     """A network that has learnt two images of three large shapes by heart, the images and their labels."""
-    model = small(channels=32, proposals=64).train()
+    torch.manual_seed(0)
+    options = {"image_size": 64, "channels": 64, "proposals": 64, "smallest_anchor": 16}  # many for each object
+    model = build_model("maskrcnn", 3, "tu-tf_efficientnet_lite0", "pip", **options).train()
+    model.network.encoder.eval()  # two images are too few for its batch norms, which keep what they learnt before
     images, labels = zoo.shapes(64)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=60, pct_start=0.2)
-    for _ in range(60):
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=100, pct_start=0.2)
+    for _ in range(100):
         optimizer.zero_grad()
         model.training_loss(images, labels, None).backward()
         optimizer.step()
@@ -59,7 +62,7 @@ def test_two_images_are_learnt(taught):
 
 
 def test_logits_are_the_union_of_the_instances(taught):
-    """At sizes that need padding too, in training mode, and the image alone or in a batch."""
+    """At a size that needs padding too, and for an image alone or in a batch."""
     model, images, _ = taught
     images = images[..., :45, :57]
     with torch.inference_mode():
@@ -85,7 +88,8 @@ def test_half_precision_finds_the_same(taught, layout):
     assert (half.boxes != half.boxes.bfloat16().float()).any()
     for label in range(3):
         one, other = (each.take(each.labels == label) for each in (plain, half))
-        assert (one.boxes[0] - other.boxes[0]).abs().max() < 1 and (one.scores[0] - other.scores[0]).abs() < 0.05
+        # features in bfloat16 may prefer a neighbouring proposal, whose box differs by a pixel or two
+        assert box_iou(one.boxes[:1], other.boxes[:1]) > 0.8 and (one.scores[0] - other.scores[0]).abs() < 0.05
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.train().training_loss(images, labels, None)
     loss.backward()

@@ -35,9 +35,7 @@ def test_the_profiles_fit_the_notebooks(name):
 
 
 def test_misspelt_profiles_and_keys_name_the_nearest(tmp_path):
-    with pytest.raises(
-        ProfileError, match="did you mean sample\\? There are ablation, baseline, overnight, sample, smoke"
-    ):
+    with pytest.raises(ProfileError, match=f"did you mean sample\\? There are {', '.join(PROFILES)}"):
         profile_path("sampel")
     path = tmp_path / "mine.yaml"
     path.write_text("folds: []\nthread: 2\nsample: {image_sise: 3}\nmodels: {a/b: {}}\njobs: two\n")

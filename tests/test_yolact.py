@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
 from tests import zoo
+from tests.strategies import floats
 from utils.models import ModelError, build_model
 from utils.models.boxes import BACKGROUND, NEUTRAL, anchors, decode, encode, fast_nms, match
 from utils.models.instances import class_logits, targets
 from utils.models.yolact_losses import Found, losses
 
 SMALL = {"channels": 32, "smallest_anchor": 4}
-corner, length = st.floats(-50, 300), st.floats(0.5, 400)
+corner, length = floats(-50, 300), floats(0.5, 400)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], corner, corner, length, length)
 boxes_ = st.lists(box, min_size=1, max_size=12).map(torch.tensor)
 

@@ -25,7 +25,7 @@ from utils.pipeline.profile import Step
 from utils.pipeline.try_parts import try_parts
 from utils.training.yolo import YoloSettings
 
-LEARNT = {"epochs": 12, "lr": "5e-3", "n_folds": 3, "image_size": 96, "batch_size": 2, "device": "cpu"}
+LEARNT = {"epochs": 30, "lr": "5e-3", "n_folds": 3, "image_size": 96, "batch_size": 2, "device": "cpu"}
 SETTINGS = """
 import sys
 from pathlib import Path
@@ -87,6 +87,14 @@ def test_the_variant_of_ultralytics_keeps_this_cv2(environment):
 
     found = environment.run("python", "-c", "import cv2; print(cv2.__file__, cv2.__version__)")
     assert found.split() == [cv2.__file__, cv2.__version__]
+
+
+def test_the_projects_own_profile_passes(environment):
+    script = (
+        "from utils.pipeline.profile import profile_path, steps\nfrom utils.pipeline.try_parts import try_parts\n"
+        'found, _ = try_parts(steps(profile_path("yolo"), "yolo", "data/sample"), ["bone", "ring"], 80)\nprint(found)'
+    )
+    assert environment.run("python", "-c", script, cwd=ROOT).splitlines()[-1] == "[]"
 
 
 def test_the_notebook_gives_what_other_fold_models_give(made, shapes):
