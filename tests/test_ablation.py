@@ -62,7 +62,8 @@ def test_without_other_seeds_the_test_by_person_decides_and_it_is_said(tmp_path)
         find_repeats(tmp_path / "run", "bse")
 
 
-def test_a_way_to_predict_is_compared_with_the_trainings_that_it_uses(run, tmp_path):
+def test_a_way_to_predict_is_compared_with_the_trainings_that_it_uses(tmp_path):
+    run = make_ablation(tmp_path / "run", SEEDS | GAINS)
     variants = [
         Variant("TTA hflip", ("base",), dice(SEEDS["base"] + 0.003, 0, 1e-4), 0.5),
         Variant("vote", tuple(SEEDS), dice(0.003, 1, 1e-4), 0.25),

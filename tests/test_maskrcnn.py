@@ -148,7 +148,7 @@ def test_anchors_grow_with_the_image():
         assert [sizes[0] for sizes in generator.sizes] == [smallest * 2**level for level in range(5)]
 
 
-def test_coco_weights_are_taken_but_for_the_classes(tmp_path):
+def test_coco_weights_are_taken_but_for_the_classes(tmp_path, capsys):
     """From a file as torchvision's, made up; the same classes keep their layers, too."""
     torch.manual_seed(1)
     file = tmp_path / "coco.pth"
@@ -156,6 +156,7 @@ def test_coco_weights_are_taken_but_for_the_classes(tmp_path):
     torch.save({k: v for k, v in whole.state_dict().items() if not k.endswith("num_batches_tracked")}, file)
     for classes in (3, 4):
         network = build_model("maskrcnn_resnet50_fpn", classes, None, str(file)).network
+        assert ("these start at random: roi_heads.box_predictor" in capsys.readouterr().out) == (classes == 3)
         given, loaded = whole.state_dict(), network.state_dict()
         same = {name for name in loaded if loaded[name].equal(given[name])}
         per_class = {n for n in loaded if "box_predictor" in n or "mask_fcn_logits" in n}

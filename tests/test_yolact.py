@@ -227,7 +227,7 @@ def test_the_authors_weights_are_taken_but_for_the_classes(tmp_path, capsys):
     different = {n for n, p in model.named_parameters() if not (p == 0.25).all()}
     assert different == {f"{n}.{kind}" for n in ("heads.1", "segmentation") for kind in ("weight", "bias")}
     assert "start at random" in capsys.readouterr().out
-    with pytest.raises(ModelError, match=r"does not fit this YOLACT: .* such as encoder.layer3.6.conv1.weight"):
+    with pytest.raises(ModelError, match=r"does not fit this network: .* such as encoder.layer3.6.conv1.weight"):
         build_model("yolact_resnet101", 3, None, str(file))
     with pytest.raises(ModelError, match="Download the authors' file"):
         build_model("yolact_resnet50", 3, None, "coco")

@@ -6,14 +6,13 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.blocks import upsample_to
 from utils.models.instances import Instances, boxes_of, targets
-from utils.models.smp import DEFAULT_ENCODER, check_encoder, encoder_options, fill_encoder
-from utils.models.weights import hub_state, read_state
+from utils.models.smp import build_encoder, fill_encoder
+from utils.models.weights import hub_state, load_but_heads, read_state
 from utils.registry import register_model
 
 NETWORKS = {
@@ -161,19 +160,8 @@ class Mask2Former(nn.Module):
         does not fit.
         """
         self.load_backbone(state, source)
-        own = {n: tensor for n, tensor in self.model.state_dict().items() if not n.startswith(WHOLE)}
-        if not any(name in state for name in own):
-            return
-        fitting = {n: state[n] for n, tensor in own.items() if n in state and state[n].shape == tensor.shape}
-        left = [n for n in own if n not in fitting]
-        if wrong := [n for n in left if not n.startswith(HEADS)]:
-            raise ModelError(
-                f"{source} does not fit this Mask2Former: {len(wrong)} tensors missing or of another shape, such as "
-                f"{', '.join(wrong[:3])}. Leave width, pixel_layers and layers at the file's values."
-            )
-        self.model.load_state_dict(fitting, strict=False)
-        if left:
-            print(f"{source} has other numbers of classes or queries; these start at random: {', '.join(left)}")
+        if any(n in state for n in self.model.state_dict() if not n.startswith(WHOLE)):
+            load_but_heads(self.model, state, source, HEADS, elsewhere=WHOLE)
 
     def load_backbone(self, state: dict[str, torch.Tensor], source: str) -> None:
         """Fill the backbone but for the norms of its outputs, which only this network has.
@@ -248,10 +236,7 @@ def build_on_encoder(
 ) -> PaddedModel:
     """Mask2Former on one of smp's or timm's encoders. `image_size` matters to those built for one size."""
     check_mask2former(name, classes, options)
-    encoder = encoder or DEFAULT_ENCODER
-    check_encoder(name, encoder)
-    settings, multiple = encoder_options(encoder, encoder_weights, image_size)
-    body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
+    body, encoder, multiple = build_encoder(name, encoder, encoder_weights, image_size)
     return fill_encoder(PaddedModel(Mask2Former("", classes, body, **options), multiple), encoder, encoder_weights)
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
@@ -19,8 +18,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.instances import Instances, class_logits, targets
-from utils.models.smp import DEFAULT_ENCODER, check_encoder, encoder_options, fill_encoder
-from utils.models.weights import load_state, read_state, torchvision_state
+from utils.models.smp import build_encoder, fill_encoder
+from utils.models.weights import load_but_heads, load_state, read_state, torchvision_state
 from utils.registry import register_model
 
 OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
@@ -46,12 +45,8 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, network: TorchvisionMaskRCNN, classes: int, anchor: int):
         super().__init__()
-        self.backbone, self.rpn, self.roi_heads, self.classes = (
-            network.backbone,
-            network.rpn,
-            network.roi_heads,
-            classes,
-        )
+        self.backbone, self.rpn, self.roi_heads = network.backbone, network.rpn, network.roi_heads
+        self.classes = classes
         sizes = tuple((anchor * 2**level,) for level in range(5))
         self.rpn.anchor_generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
         for part in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
@@ -98,25 +93,9 @@ class MaskRCNN(nn.Module):
         return features, ImageList(image, [tuple(image.shape[-2:])] * len(image))
 
     def load(self, state: dict[str, torch.Tensor], source: str) -> None:
-        """Fill all that `state`, of a whole Mask R-CNN, fits; layers of other classes keep their random weights.
-
-        Raises ModelError if anything else is missing or of another shape.
-        """
-        state = {
-            name.removeprefix("network."): tensor for name, tensor in state.items()
-        }  # a checkpoint of this project
-        own = self.state_dict()
-        other = {n for n in own if n.startswith(OF_CLASSES) and (n not in state or state[n].shape != own[n].shape)}
-        try:
-            report = self.load_state_dict({n: t for n, t in state.items() if n not in other}, strict=False)
-        except RuntimeError as error:
-            raise ModelError(f"{source} does not fit this network: {error}") from error
-        missing = [n for n in report.missing_keys if n not in other and not n.endswith("num_batches_tracked")]
-        if missing:
-            raise ModelError(
-                f"{source} does not fit this network: {len(missing)} of {len(own)} tensors missing, such as "
-                f"{', '.join(missing[:3])}. Choose a file of the same architecture"
-            )
+        """Fill the network from a whole Mask R-CNN; see `load_but_heads`."""
+        named = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # this project's checkpoints
+        load_but_heads(self, named, source, OF_CLASSES)
 
 
 class EncoderPyramid(nn.Module):
@@ -214,10 +193,10 @@ def build_torchvision(
         load_state(model.network.encoder, torchvision_state(pretrained), pretrained.url)
     elif encoder_weights:
         state = read_state(encoder_weights)
-        whole = any("roi_heads." in tensor for tensor in state)
-        model.network.load(state, encoder_weights) if whole else load_state(
-            model.network.encoder, state, encoder_weights
-        )
+        if any("roi_heads." in tensor for tensor in state):
+            model.network.load(state, encoder_weights)
+        else:
+            load_state(model.network.encoder, state, encoder_weights)
     return model
 
 
@@ -244,10 +223,7 @@ def build(
             f"encoder_weights='coco' is there for maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2; {name} takes "
             "'imagenet', 'pip', or a path"
         )
-    encoder = encoder or DEFAULT_ENCODER
-    check_encoder(name, encoder)
-    settings, multiple = encoder_options(encoder, encoder_weights, image_size)
-    body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
+    body, encoder, multiple = build_encoder(name, encoder, encoder_weights, image_size)
     options = _options(proposals, detections)
     network = TorchvisionMaskRCNN(EncoderPyramid(body, channels), classes + 1, **options)
     network.roi_heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)

@@ -5,6 +5,8 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
 
 from utils.errors import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
@@ -96,6 +98,18 @@ def encoder_options(encoder: str, encoder_weights: str | None, image_size: int |
     if encoder.startswith(ANY_IMAGE_SIZE):
         return {"img_size": image_size, "strict_img_size": False}, 32
     return {"img_size": image_size}, image_size
+
+
+def build_encoder(
+    name: str, encoder: str | None, encoder_weights: str | None, image_size: int | None
+) -> tuple[nn.Module, str, int]:
+    """An encoder of smp or timm on its own, for a decoder `name` that smp has not; its name, and `encoder_options`'
+    multiple. `fill_encoder` then takes weights from a file or package. Raises ModelError as `build` does."""
+    encoder = encoder or DEFAULT_ENCODER
+    check_encoder(name, encoder)
+    settings, multiple = encoder_options(encoder, encoder_weights, image_size)
+    weights = encoder_weights if encoder_weights == "imagenet" else None
+    return get_encoder(encoder, weights=weights, **settings), encoder, multiple
 
 
 def fill_encoder(model: PaddedModel, encoder: str, encoder_weights: str | None) -> PaddedModel:

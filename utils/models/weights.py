@@ -149,6 +149,27 @@ def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return (settings.mean, settings.std) if settings else (PaddedModel.mean, PaddedModel.std)
 
 
+def load_but_heads(
+    network: nn.Module, found: dict[str, torch.Tensor], source: str, heads: Sequence[str], elsewhere: str = ""
+) -> None:
+    """Load `found`, of a whole network, but for the layers that don't fit as their classes are others; a line says so.
+
+    heads: beginnings of the names of the tensors that may be missing or misshapen. elsewhere: beginning of the names of
+    those that are filled elsewhere, if any. Raises ModelError naming `source` with the first others that don't fit.
+    """
+    wanted = {n: t for n, t in network.state_dict().items() if not (elsewhere and n.startswith(elsewhere))}
+    fitting = {n: found[n] for n, tensor in wanted.items() if n in found and found[n].shape == tensor.shape}
+    left = [n for n in wanted if n not in fitting and not n.endswith("num_batches_tracked")]
+    if wrong := [n for n in left if not n.startswith(tuple(heads))]:
+        raise ModelError(
+            f"{source} does not fit this network: {len(wrong)} of {len(wanted)} tensors missing or of another shape, "
+            f"such as {', '.join(wrong[:3])}. Choose the architecture and the model_options it was made with."
+        )
+    network.load_state_dict(fitting, strict=False)
+    if left:
+        print(f"{source} was made for other classes or sizes; these start at random: {', '.join(left)}")
+
+
 def load_state(encoder: nn.Module, found: dict[str, torch.Tensor], source: str) -> None:
     """Load `found` into an encoder. Every encoder tensor must be there with its shape; a classifier is ignored.
 

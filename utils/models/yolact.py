@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,8 +10,8 @@ from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.blocks import upsample_to
 from utils.models.boxes import anchors, decode, fast_nms
 from utils.models.instances import Instances
-from utils.models.smp import DEFAULT_ENCODER, check_encoder, encoder_options, fill_encoder
-from utils.models.weights import read_state
+from utils.models.smp import build_encoder, fill_encoder
+from utils.models.weights import load_but_heads, read_state
 from utils.models.yolact_losses import Found, inside, losses
 from utils.registry import register_model
 
@@ -65,14 +64,6 @@ class Pyramid(nn.Module):
         return levels
 
 
-class Upsample(nn.Module):
-    """Twice the size, bilinearly."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) to (N, C, 2 h, 2 w)."""
-        return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
-
-
 class YOLACT(nn.Module):
     """YOLACT (Bolya et al. 2019, "YOLACT: Real-time Instance Segmentation"), with the details of the authors' code.
 
@@ -102,7 +93,7 @@ class YOLACT(nn.Module):
         self.pyramid = Pyramid(encoder.out_channels[-3:], channels)
         before = [layer for _ in range(3) for layer in (convolution(channels, channels), nn.ReLU())]
         after = [convolution(channels, channels), nn.ReLU(), nn.Conv2d(channels, prototypes, 1), nn.ReLU()]
-        self.protonet = nn.Sequential(*before, Upsample(), *after)
+        self.protonet = nn.Sequential(*before, nn.Upsample(scale_factor=2, mode="bilinear"), *after)
         self.tower = nn.Sequential(convolution(channels, channels), nn.ReLU())
         self.heads = nn.ModuleList(convolution(channels, len(RATIOS) * number) for number in self.outputs)
         self.segmentation = nn.Conv2d(channels, classes, 1)
@@ -185,15 +176,8 @@ class YOLACT(nn.Module):
         for name, tensor in state.items():
             start = next((start for start in NAMES if name.startswith(start)), "")
             renamed[NAMES.get(start, "") + name.removeprefix(start)] = tensor
-        own = {n: t for n, t in self.state_dict().items() if not n.startswith(OF_CLASSES)}
-        fitting = {n: renamed[n] for n, t in own.items() if n in renamed and renamed[n].shape == t.shape}
-        if wrong := [n for n in own if n not in fitting and not n.endswith("num_batches_tracked")]:
-            raise ModelError(
-                f"{source} does not fit this YOLACT: {len(wrong)} of {len(own)} tensors missing or of another shape, "
-                f"such as {', '.join(wrong[:3])}. Choose the architecture it was made for, without options"
-            )
-        self.load_state_dict(fitting, strict=False)
-        print(f"{source}: all but the layers that learn the classes ({', '.join(OF_CLASSES)}), which start at random")
+        kept = {name: tensor for name, tensor in renamed.items() if not name.startswith(OF_CLASSES)}
+        load_but_heads(self, kept, source, OF_CLASSES)
 
 
 def convolution(inputs: int, outputs: int) -> nn.Conv2d:
@@ -211,10 +195,7 @@ def build(
     built for one size need it.
     """
     check_options(name, options, OPTIONS)
-    encoder = encoder or DEFAULT_ENCODER
-    check_encoder(name, encoder)
-    settings, multiple = encoder_options(encoder, encoder_weights, image_size)
-    body = get_encoder(encoder, weights=encoder_weights if encoder_weights == "imagenet" else None, **settings)
+    body, encoder, multiple = build_encoder(name, encoder, encoder_weights, image_size)
     network = YOLACT(body, classes, **{"smallest_anchor": 24 * (image_size or 550) / 550} | options)
     return fill_encoder(PaddedModel(network, multiple), encoder, encoder_weights)
 

@@ -189,9 +189,7 @@ def train_yolo(
         with contextlib.redirect_stdout(output):
             progress(trainer.epoch + 1, trainer.epochs)
 
-    best = (
-        folder / RESUME_BEST
-    )  # as it is where only the end of the training was cut off; else ultralytics' smaller copy
+    best = folder / RESUME_BEST  # kept where only the end of a training was cut off; else ultralytics' smaller copy
     if done < arguments["epochs"]:
         model = open_yolo(folder / RESUME if done else network)
         model.add_callback("on_model_save", keep)
