@@ -84,6 +84,26 @@ def test_ladders_that_lead_nowhere_are_refused(tmp_path):
     assert "models.e.encoder: leave it out; it is that of d" in found
 
 
+def test_a_model_may_only_prepare_others(tmp_path):
+    path = tmp_path / "ladder.yaml"
+    path.write_text("folds: [0, 1]\nmodels: {small: {votes: false}, large: {after: small}, other: {}}\n")
+    planned = {step.name: step for step in steps(path, "ladder", "data/sample")}
+    assert "03_train/small/fold1" in planned and "04_inference_tta/small/fold1" not in planned
+    assert planned["05_ensemble"].parameters["models"] == ["large", "other"]
+    assert planned["05_ensemble"].after == [f"04_inference_tta/{m}/fold{f}" for f in (0, 1) for m in ("large", "other")]
+    assert "votes" not in planned["03_train/small/fold0"].parameters
+    path.write_text("models: {a: {votes: 'no'}, b: {votes: false}, c: {votes: false}, d: {wrist_of: c}}\n")
+    with pytest.raises(ProfileError) as caught:
+        steps(path, "ladder", "data/sample")
+    found = "\n".join(caught.value.problems)
+    assert "models.a.votes: expected true or false, found 'no'" in found
+    assert "models.b.votes: false, but no other model starts from it" in found
+    assert "models.c.votes: false, but a wrist stage refines it" in found
+    path.write_text("models: {a: {votes: false}, b: {after: a, votes: false}}\n")
+    with pytest.raises(ProfileError, match="none votes"):
+        steps(path, "ladder", "data/sample")
+
+
 def test_a_wrist_stage_waits_for_the_predictions_of_the_model_it_refines(tmp_path):
     path = tmp_path / "wrist.yaml"
     path.write_text(

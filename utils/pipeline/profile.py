@@ -4,7 +4,8 @@ A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of t
 of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07, `instances` of 08 (for every
 fold model), each model in `yolo` of 09; `parameters` go to every notebook that declares them. A model of 03 may also
 have `after: <another model>`: it starts from that model's weights of the same fold, once it is trained, and takes over
-its parameters but for those that it names itself. One with 03's parameter `wrist_of: <another model>` is a wrist stage:
+its parameters but for those that it names itself. One with `votes: false` only prepares others: it is trained, but
+neither predicted nor in the vote. One with 03's parameter `wrist_of: <another model>` is a wrist stage:
 it waits for that model's predictions of the same fold.
 """
 
@@ -153,6 +154,7 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     chains = _chains(profile.models, problems)
     problems += [f"yolo.{name}: there is a model of this name" for name in profile.yolo if name in profile.models]
     stages = _wrist_stages(profile, chains, problems)
+    problems += _votes(profile, chains, stages)
     if problems:
         raise ProfileError(path, problems)
     plan = list(_plan(profile, chains, stages, run, data_dir))
@@ -250,10 +252,31 @@ def _wrist_stages(profile: Profile, chains: dict[str, list[str]], problems: list
     return stages
 
 
+def _votes(profile: Profile, chains: dict[str, list[str]], stages: dict[str, str]) -> list[str]:
+    """What is wrong with the key `votes` of the models."""
+    needed = {*stages.values(), *(earlier for chain in chains.values() for earlier in chain[:-1])}
+    problems, silent = [], [name for name in profile.models if not _is_voter(profile, name)]
+    for name, values in profile.models.items():
+        if not isinstance(values.get("votes", True), bool):
+            problems.append(f"models.{name}.votes: expected true or false, found {values['votes']!r}")
+        elif name in silent and name not in needed:
+            problems.append(f"models.{name}.votes: false, but no other model starts from it")
+        elif name in silent and name in stages.values():
+            problems.append(f"models.{name}.votes: false, but a wrist stage refines it, which only a vote shows")
+    if profile.all_models and len(silent) == len(profile.all_models):
+        problems.append("models: none votes; leave votes: false out of one")
+    return problems
+
+
+def _is_voter(profile: Profile, name: str) -> bool:
+    return profile.models.get(name, {}).get("votes", True) is not False
+
+
 def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section]:
     """The parameters of the models of a chain, by their place in the file; later ones count. What a model starts from
     is not what the models after it start from."""
-    other = {name: {"after"} if name == chain[-1] else {"after", "init_checkpoint"} for name in chain}
+    own = {"after", "votes"}
+    other = {name: own if name == chain[-1] else {*own, "init_checkpoint"} for name in chain}
     return {f"models.{m}": {k: v for k, v in models[m].items() if k not in other[m]} for m in chain}
 
 
@@ -280,8 +303,9 @@ def _plan(
             if model in stages:
                 before.append(f"{NOTEBOOKS['predict']}/{stages[model]}/fold{fold}")
             yield "train", where, Step(name=trained, after=before), own | start
-            yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
-            predicted.append(predict)
+            if _is_voter(profile, model):
+                yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
+                predicted.append(predict)
             if profile.instances is not None:
                 step = Step(name=f"{NOTEBOOKS['instances']}/{model}/fold{fold}", after=[trained])
                 yield "instances", {"instances": profile.instances}, step, own
@@ -289,7 +313,7 @@ def _plan(
             predicted.append(f"{NOTEBOOKS['yolo']}/{model}/fold{fold}")
             yield "yolo", {f"yolo.{model}": section}, Step(name=predicted[-1]), common | {"model": model, "fold": fold}
     if predicted:
-        voters = [model for model in profile.all_models if model not in stages]
+        voters = [model for model in profile.all_models if model not in stages and _is_voter(profile, model)]
         own = common | submission | {"models": voters, "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
         if profile.analysis is not None:
