@@ -2,7 +2,9 @@
 
 import json
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -210,3 +212,32 @@ def test_class_maps_are_scored_pixel_by_pixel():
         score_class_maps([(np.uint8([[1]]), np.uint8([[4]]))], names)
     with pytest.raises(DataError, match="sizes"):
         score_class_maps([(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))], names)
+
+
+def test_folders_of_class_maps_are_scored_by_a_command(sample, tmp_path):
+    done = run("to-png", sample, tmp_path / "maps")
+    assert done.returncode == 0, done.stderr
+    truth = sorted((tmp_path / "maps" / "masks" / "val").rglob("*.png"))
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    pixels = {"same": 0, "all": 0}
+    for path in truth:
+        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        moved = np.roll(values, 1, axis=1)
+        pixels["same"] += (moved == values).sum()
+        pixels["all"] += values.size
+        cv2.imwrite(str(predicted / path.name), moved)
+    done = run("score-png", tmp_path / "maps", predicted, "--csv", tmp_path / "table.csv")
+    assert (done.returncode, done.stderr) == (0, "") and "accuracy" in done.stdout
+    table = pd.read_csv(tmp_path / "table.csv").set_index("class")
+    assert table.index.tolist() == ["all", "background", *read_classes(sample)]
+    assert table.loc["all", "accuracy"] == pytest.approx(pixels["same"] / pixels["all"])
+    assert 0.5 < table.loc["Lunate", "IoU"] < 1
+    cv2.imwrite(str(predicted / "other.png"), values)
+    cv2.imwrite(str(predicted / "another.png"), values)
+    done = run("score-png", tmp_path / "maps", predicted)
+    assert done.returncode == 1 and "2 class maps without a true one" in done.stderr and "another.png" in done.stderr
+    (tmp_path / "empty").mkdir()
+    assert "no class maps" in run("score-png", tmp_path / "maps", tmp_path / "empty").stderr
+    (tmp_path / "empty" / truth[0].name).write_bytes(b"no picture")
+    assert "not a class map" in run("score-png", tmp_path / "maps", tmp_path / "empty").stderr

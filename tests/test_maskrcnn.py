@@ -142,8 +142,8 @@ def test_images_without_objects_are_learnt_from():
 
 
 def test_anchors_grow_with_the_image():
-    """From a thirty-second of its side to a half, unless their size is given."""
-    for options, smallest in (({"image_size": 256}, 8), ({"image_size": 1024}, 32), ({"smallest_anchor": 12}, 12)):
+    """From a thirty-second of its side, at least 16 pixels, to a half, unless their size is given."""
+    for options, smallest in (({"image_size": 256}, 16), ({"image_size": 1024}, 32), ({"smallest_anchor": 12}, 12)):
         generator = small(**options).network.rpn.anchor_generator
         assert [sizes[0] for sizes in generator.sizes] == [smallest * 2**level for level in range(5)]
 

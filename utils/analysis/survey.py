@@ -17,9 +17,8 @@ from utils.files import cores
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
 from utils.masks.sparse import Patch
+from utils.submission.plausibility import hand_sides
 
-THUMB, LITTLE = "finger-1", "finger-16"
-"""A right hand has its thumb on the image's left: mean x of finger-1 < mean x of finger-16."""
 BINS = 64
 """Bins of the grey value histograms, over 0 … 255."""
 WIDTHS = [f"width_{number}" for number in range(12)]
@@ -68,7 +67,8 @@ def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads
     density /= 255 * max(1, int((table["annotation"] != "").sum()))
     images = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
     images["bent"] = images["wrist_angle"].abs() > BENT_DEGREES
-    images["side"] = hand_sides(bones).reindex(images["image_name"]).fillna("").to_numpy()
+    sides = hand_sides(bones)[0].map({1: "R", -1: "L"})
+    images["side"] = sides.reindex(images["image_name"]).fillna("").to_numpy()
     return Survey(classes, images, bones, pairs, density, np.array(histograms))
 
 
@@ -77,12 +77,6 @@ BONE_COLUMNS = [
     *("polygons", "pieces", "holes", "crossing", "kept_smaller", "kept_first"),
     *WIDTHS,
 ]
-
-
-def hand_sides(bones: pd.DataFrame) -> pd.Series:
-    """The side "R" or "L" by image name, from the order of thumb and little finger; only images that have both."""
-    x = bones.pivot_table(index="image_name", columns="class", values="x").reindex(columns=[THUMB, LITTLE]).dropna()
-    return pd.Series(np.where(x[THUMB] < x[LITTLE], "R", "L"), index=x.index, dtype=object)
 
 
 def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, list, dict[int, Patch], np.ndarray]:

@@ -7,6 +7,7 @@ Where bones overlap, a pixel gets the class with the smaller mean area, so that 
 class for the pair, "Triquetrum & Pisiform", which `decode` takes apart again.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -16,13 +17,14 @@ import cv2
 import numpy as np
 
 from utils.data.competition import DataError, read_classes
+from utils.data.findings import refuse
 from utils.formats.read_folder import Image, Polygons, each_image, images_of
 from utils.formats.write_folder import link, new_folder
-from utils.formats.yolo import make_folders, read_parts, write_dataset_yaml
+from utils.formats.yolo import make_folders, read_description, read_parts, write_dataset_yaml
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import draw_region
 
-BACKGROUND, IGNORE, JOIN = "background", 255, " & "
+BACKGROUND, IGNORE, JOIN, MASKS = "background", 255, " & ", "masks"
 
 
 Region = tuple[np.ndarray, tuple[int, int]]
@@ -96,14 +98,44 @@ def to_png(
     order = [classes[i] for i in np.argsort(-np.mean(areas, axis=0), kind="stable")]
     layout = Layout(names, classes, order, ignore_overlaps)
     with new_folder(out) as folder:
-        make_folders(folder, images_of(table), parts, "masks")
+        make_folders(folder, images_of(table), parts, MASKS)
         work = partial(_write_map, folder=folder, parts=parts, layout=layout)
         counts = [count for count in each_image(images_of(table), classes, work) if count is not None]
-        write_dataset_yaml(folder, parts, names, masks_dir="masks")
+        write_dataset_yaml(folder, parts, names, masks_dir=MASKS)
     pixels = np.sum([pixels for pixels, _ in counts], axis=0)
     dice = np.mean([dice for _, dice in counts], axis=0)
     worst = int(dice.argmin())
     return Cost(*pixels.tolist(), float(dice.mean()), (classes[worst], float(dice[worst])))
+
+
+def read_pairs(
+    dataset: str | Path, predictions: str | Path
+) -> tuple[list[str], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """The names of a dataset's values, and the true and the predicted class map, uint8 (H, W), of each prediction.
+
+    Args:
+        dataset: a folder as `to_png` writes it.
+        predictions: a folder of PNG class maps, also in folders within it, each with the file name of a true one.
+
+    Raises:
+        DataError: for a folder without dataset.yaml, masks or predictions, and for predictions without a true class
+            map, all at once; while reading, for a file that is not a PNG of one channel.
+    """
+    base, _, names = read_description(Path(dataset))
+    true = {path.name: path for path in sorted((base / MASKS).rglob("*.png"))}
+    found = sorted(Path(predictions).rglob("*.png"))
+    refuse(f"{base / MASKS}: no class maps", [] if true else ["expected a folder that to-png wrote"])
+    refuse(f"{predictions}: no class maps", [] if found else ["expected PNG files named as those in the dataset"])
+    unknown = [f"{path}: {base / MASKS} has no {path.name}" for path in found if path.name not in true]
+    refuse(f"{predictions}: {len(unknown)} class maps without a true one", unknown)
+    return names, ((_read_map(true[path.name]), _read_map(path)) for path in found)
+
+
+def _read_map(path: Path) -> np.ndarray:
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2 or values.dtype != np.uint8:
+        raise DataError(f"{path}: not a class map", ["expected a PNG with one channel of 8 bits"])
+    return values
 
 
 def class_map(polygons: Polygons, size: tuple[int, int], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +217,7 @@ def _write_map(
     if part == "test":
         return None
     values, count = class_map(polygons, image.size, layout)
-    path = folder / "masks" / part / image.ID / image.image_name
+    path = folder / MASKS / part / image.ID / image.image_name
     if not cv2.imwrite(str(path), values):
         raise OSError(f"{path} can't be written")
     if layout.ignore_overlaps:

@@ -36,7 +36,12 @@ def main() -> None:
     command = commands.add_parser("score-coco", help="precision, recall and mAP of boxes and masks, per class")
     command.add_argument("truth", metavar="TRUTH", help="COCO file with the true instances")
     command.add_argument("prediction", metavar="PREDICTION", help="COCO results, list or {annotations: list}")
-    command.add_argument("--csv", default="", metavar="FILE", help="also write the table to this file")
+    command = commands.add_parser("score-png", help="IoU and pixel accuracy of class maps, per class")
+    command.add_argument("truth", metavar="DATASET", help="a folder that to-png wrote")
+    command.add_argument("prediction", metavar="PREDICTION", help="a folder of class maps, named as the true ones")
+    for name in ("score-coco", "score-png"):
+        text = "also write the table to this file"
+        commands.choices[name].add_argument("--csv", default="", metavar="FILE", help=text)
     options = parser.parse_args()
     try:
         print(_run(options))
@@ -90,7 +95,8 @@ def _run(options: argparse.Namespace) -> str:
         "to-yolo": lambda o: yolo.to_yolo(o.data, o.out, o.folds, o.fold or 0),
         "to-png": _to_png,
         "check-coco": _check_coco,
-        "score-coco": _score_coco,
+        "score-coco": _score,
+        "score-png": _score,
     }[options.command](options)
 
 
@@ -138,12 +144,16 @@ def _check_coco(options: argparse.Namespace) -> str:
     return f"OK: {len(dataset.images)} images, {len(names)} categories, {counts}"
 
 
-def _score_coco(options: argparse.Namespace) -> str:
+def _score(options: argparse.Namespace) -> str:
     from tabulate import tabulate
 
-    from utils.formats.scores import score_coco
+    from utils.formats.scores import score_class_maps, score_coco
 
-    table = score_coco(options.truth, options.prediction)
+    if options.command == "score-coco":
+        table = score_coco(options.truth, options.prediction)
+    else:
+        names, pairs = class_maps.read_pairs(options.truth, options.prediction)
+        table = score_class_maps(pairs, names)
     if options.csv:
         write_table(options.csv, table, index=False)
     return tabulate(table, headers="keys", floatfmt=".3f", showindex=False, tablefmt="simple")

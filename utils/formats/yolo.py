@@ -130,7 +130,7 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
             ids, or YAML, classes.txt and notes.json that differ), missing folders and images, malformed lines, ids
             without a name.
     """
-    base, places, names = _description(Path(source))
+    base, places, names = read_description(Path(source))
     classes = class_order(names, options.classes) if options.classes else names
     problems: list[str] = []
     imported = []
@@ -157,7 +157,7 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
     return write_folder(out, imported, classes, options.people)
 
 
-def _description(source: Path) -> tuple[Path, list[tuple[str, Path]], list[str]]:
+def read_description(source: Path) -> tuple[Path, list[tuple[str, Path]], list[str]]:
     """The base folder of a dataset, its parts with their folders (or lists of images), and its class names."""
     files = sorted(source.glob("*.y*ml")) if source.is_dir() else [source]
     if len(files) > 1:

@@ -19,6 +19,8 @@ RATIOS = (1.0, 0.5, 2.0)
 """Width / height of the anchors at each place."""
 BEST, LEAST_SCORE = 200, 0.05
 """Anchors of each class that enter the suppression, and the score below which nothing is an instance."""
+LEAST_ANCHOR = 16
+"""Pixels: two steps of the finest grid; smaller anchors leave gaps in which bones have none, see `maskrcnn`."""
 OPTIONS = ("channels", "prototypes", "smallest_anchor", "instances")
 AUTHORS = "prediction_layers.0."
 """Where the head is in the authors' files, by which they are known."""
@@ -191,12 +193,12 @@ def build(
 ) -> PaddedModel:
     """YOLACT on any encoder, with the `options` of the class.
 
-    image_size: without `smallest_anchor`, anchors are as large in it as the paper's in 550 pixels; besides, encoders
-    built for one size need it.
+    image_size: without `smallest_anchor`, anchors are as large in it as the paper's in 550 pixels, and at least
+    LEAST_ANCHOR; besides, encoders built for one size need it.
     """
     check_options(name, options, OPTIONS)
     body, encoder, multiple = build_encoder(name, encoder, encoder_weights, image_size)
-    network = YOLACT(body, classes, **{"smallest_anchor": 24 * (image_size or 550) / 550} | options)
+    network = YOLACT(body, classes, **{"smallest_anchor": max(24 * (image_size or 550) / 550, LEAST_ANCHOR)} | options)
     return fill_encoder(PaddedModel(network, multiple), encoder, encoder_weights)
 
 
