@@ -13,9 +13,9 @@ from scipy import ndimage
 from tests.test_submission import CLASSES, ORDER, SIZES, data, run, saved, table  # noqa: F401  (data is a fixture)
 from utils import submission
 from utils.data.competition import HAND_BONES, DataError, read_index
+from utils.data.sides import hand_sides
 from utils.masks import rle
 from utils.submission import shapes
-from utils.submission.plausibility import hand_sides
 
 
 def valid_for_a_server(path, sizes):

@@ -86,7 +86,7 @@ def test_a_whole_network_is_taken_but_for_the_heads(whole, capsys):
     same = build_model("mask2former_swin_t", 5, None, file, **options)
     assert all((p == 0.25).all() for p in same.parameters())
     assert not capsys.readouterr().out
-    with pytest.raises(ModelError, match="Leave width, pixel_layers and layers"):
+    with pytest.raises(ModelError, match="Choose the architecture and the model_options it was made with"):
         build_model("mask2former_swin_t", 3, None, file, **options | {"layers": 3})
 
 
