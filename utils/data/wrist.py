@@ -142,10 +142,10 @@ class Bend:
         ux, uy = rotation(middle) @ self.wrist.axis
         dx, dy = x - np.float32(cx), y - np.float32(cy)
         along, beside = dx * np.float32(ux) + dy * np.float32(uy), dy * np.float32(ux) - dx * np.float32(uy)
-        place = np.clip(along / np.sqrt(np.float32(self.wrist.reach**2) + beside * beside), -1, 1)
-        step = np.float32(0.5) + place * (
-            np.float32(0.75) - np.float32(0.25) * place * place
-        )  # 0 to 1, smooth at both ends
+        reach = max(self.wrist.reach, 1.0)  # of the few pixels in a thumbnail, there may be one carpal, or none
+        place = np.clip(along / np.sqrt(np.float32(reach**2) + beside * beside), -1, 1)
+        slope = np.float32(0.75) - np.float32(0.25) * place * place
+        step = np.float32(0.5) + place * slope  # 0 to 1, smooth at both ends
         turned = np.float32(-self.angle) * (step - np.float32(self.share))
         sine, cosine = np.sin(turned), np.cos(turned)
         return np.float32(cx) + cosine * dx - sine * dy, np.float32(cy) + sine * dx + cosine * dy
