@@ -17,11 +17,12 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
 from utils.errors import Problems
-from utils.files import ROOT, write_json, write_table
+from utils.files import ROOT, read_json, write_json, write_table
 from utils.masks import resampling, rle
 
 CLASSES = ["Radius", "Ulna", "Lunate"]
 PEOPLE, IMAGES = 20, 40
+STEPS = ("03_train", "04_inference_tta")
 NAMES = [f"image{i:02d}.png" for i in range(IMAGES)]
 FOLDS = pd.DataFrame(
     {
@@ -47,7 +48,7 @@ def make_run(folder, models, folds=range(4), vote=True, planned=None, data="data
     files = {f"train/DCM/{row.ID}/{row.image_name}": [sizes, 1] for row in FOLDS.itertuples()}
     write_json(folder / "data.json", files)
     plan = list(planned if planned is not None else folds)
-    write_json(folder / "run.json", {"data_dir": data, "models": list(models), "folds": plan})
+    write_json(folder / "run.json", {"data_dir": data, "models": list(models), "voters": list(models), "folds": plan})
     for number, (name, table) in enumerate(models.items()):
         given = {"architecture": name, "lr": 0.01 * (number + 1), "epochs": 5, "data_dir": data, **parameters}
         for fold in folds:
@@ -276,6 +277,28 @@ def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(
         b = Scores("x/b", a.run, (a.dice.sort_index() + values).loc[a.dice.index], images)
         wrong += compare(Scores("x/a", a.run, a.dice, images), b).winner != ""
     assert 3 <= wrong <= 19, "5 % of 200 is 10; 99.7 % of such experiments give 3 to 19"
+
+
+def test_minutes_count_the_models_that_one_starts_from(tmp_path):
+    run = make_run(tmp_path / "run", {name: dice() for name in ("small", "large", "other")})
+    after = {"large": ["03_train/small"], "other": ["03_train/large", "04_inference_tta/small"]}
+    planned = [f"{step}/{m}/fold{f}" for f in range(4) for m in ("small", "large", "other") for step in STEPS]
+    planned = [step for step in planned if not step.startswith("04_inference_tta/small")]
+    about = {"after": after, "steps": planned, "voters": ["large", "other"]}
+    write_json(run / "run.json", read_json(run / "run.json") | about)
+    for folder in (run / "04_inference_tta" / "small").iterdir():
+        (folder / "metrics.json").unlink()
+        (folder / "oof_dice.csv").unlink()
+    vote = read_json(run / "05_ensemble" / "metrics.json")
+    vote["fold_models"] = [m for m in vote["fold_models"] if m["model"] != "small"]
+    vote["models"] = {name: vote["models"][name] for name in ("large", "other")}
+    write_json(run / "05_ensemble" / "metrics.json", vote)
+    table = experiments(tmp_path).set_index("name")
+    assert table["minutes"].to_dict() == {"small": 40, "large": 84, "other": 128, "ensemble": 130}
+    assert table["state"].to_dict() == {
+        "small": "done, without TTA, for it does not vote",
+        **dict.fromkeys(("large", "other", "ensemble"), "done"),
+    }
 
 
 def test_every_result_of_every_run_is_listed(outputs):

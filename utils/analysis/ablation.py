@@ -55,7 +55,7 @@ def judge_techniques(run: str | Path, base: str) -> Ablation:
     reference = _mean([scored[name] for name in (base, *repeats)])
     noise = seed_noise([scored[name] for name in (base, *repeats)])
     rows = [
-        _row(name, reference, scores, noise) | {"minutes": _minutes(run, name), "trained": True}
+        _row(name, reference, scores, noise) | {"minutes": model_minutes(run, [name]), "trained": True}
         for name, scores in scored.items()
         if name not in (base, *repeats)
     ]
@@ -156,12 +156,6 @@ def _mean(scores: Sequence[Scores]) -> Scores:
 def _shaping(run: Path, model: str) -> dict:
     """The parameters of a model's training and prediction, but for its seed and names."""
     return {k: v for k, v in model_parameters(run, model).items() if k not in IGNORED | {"seed"}}
-
-
-def _minutes(run: Path, model: str) -> float:
-    """Minutes of a model's training and inference, and of the models that it starts from."""
-    after = read_json(run / "run.json", {}).get("after", {})
-    return model_minutes(run, model) + sum(_minutes(run, earlier) for earlier in after.get(model, []))
 
 
 def _signed(value: float) -> str:

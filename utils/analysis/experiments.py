@@ -1,6 +1,7 @@
 """List every result of every run: what differs between their parameters, what they score, how long they took."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def experiments(outputs: str | Path = OUTPUTS) -> pd.DataFrame:
 
     Columns: run; name (the model, "ensemble" or "baseline"); state ("done", or what is missing); data (folder); images
     that have an out-of-fold score; dice, low and high: out-of-fold Dice with its 95 % interval by person; test_dice,
-    where the data has a solution; minutes of training and inference in finished steps, for an ensemble with those of
-    its models. After them, one column per parameter of notebook 03 or of test-time augmentation that differs between
-    the rows, "" where a row has none. Scores of different data folders are not comparable.
+    where the data has a solution; minutes of training and inference in finished steps, with those of the models that a
+    model starts from, or an ensemble is made of. After them, one column per parameter of notebook 03 or of test-time
+    augmentation that differs between the rows, "" where a row has none. Scores of different data folders are not
+    comparable.
     """
     rows, parameters = [], []
     for run in find_runs(outputs):
@@ -49,7 +51,8 @@ def experiments(outputs: str | Path = OUTPUTS) -> pd.DataFrame:
             if name in scored:
                 scores = read_scores(run, name)
                 row |= summary(scores).loc[ALL, ["images", "dice", "low", "high"]].to_dict()
-                row["state"] += "" if scores.tta or name == BASELINE else ", not predicted yet"
+                unseen = "without TTA, for it does not vote" if _only_trained(run, name) else "not predicted yet"
+                row["state"] += "" if scores.tta or name == BASELINE else f", {unseen}"
             rows.append(row)
             parameters.append(model_parameters(run, name))
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[4:], float)).astype({"images": "Int64"})
@@ -85,28 +88,41 @@ def _state(run: Path, name: str) -> dict[str, Any]:
     if name == BASELINE:
         metrics = read_json(run / FCN / "metrics.json")
         return {"state": "done", "minutes": metrics["minutes"], "test_dice": metrics.get("test_dice")}
-    vote = read_json(run / VOTE / "metrics.json", {})
+    vote, about = read_json(run / VOTE / "metrics.json", {}), read_json(run / "run.json", {})
     if name == ENSEMBLE:
-        minutes = vote["minutes"] + sum(model_minutes(run, model) for model in vote["models"])
-        voted, about = len(vote["fold_models"]), read_json(run / "run.json", {})
-        planned = len(about.get("models", [])) * len(about.get("folds", []))
+        minutes = vote["minutes"] + model_minutes(run, [*vote["models"], *vote.get("wrist_stages", {})])
+        voted = len(vote["fold_models"])
+        planned = len(about.get("voters", [])) * len(about.get("folds", []))
         state = "done" if voted >= planned else f"{voted} of {planned} fold models"
         return {"state": state, "minutes": minutes, "test_dice": vote["test_dice"]}
-    planned = {f"fold{fold}" for fold in read_json(run / "run.json", {}).get("folds", [])} or {
+    planned = {f"fold{fold}" for fold in about.get("folds", [])} or {
         p.name for step in (TRAIN, YOLO) for p in fold_folders(run, step, name, finished=False)
     }
-    done = {path.name for step in (PREDICT, YOLO) for path in fold_folders(run, step, name)}
+    last = TRAIN if _only_trained(run, name) else PREDICT
+    done = {path.name for step in (last, YOLO) for path in fold_folders(run, step, name)}
     steps = [p for step in (TRAIN, PREDICT, YOLO) for p in fold_folders(run, step, name, finished=False)]
     failed = [path for path in steps if (path / "failed.txt").exists()]
     state = "done" if planned <= done else f"{len(planned & done)} of {len(planned)} folds"
     state += ", failed" if failed else ""
     test = vote.get("models", {}).get(name, {}).get("test_dice")
-    return {"state": state, "minutes": model_minutes(run, name) or None, "test_dice": test}
+    return {"state": state, "minutes": model_minutes(run, [name]) or None, "test_dice": test}
 
 
-def model_minutes(run: Path, model: str) -> float:
-    """Minutes of all finished fold models of a model: training and inference."""
-    folders = [folder for section in (TRAIN, PREDICT, YOLO) for folder in fold_folders(run, section, model)]
+def _only_trained(run: Path, model: str) -> bool:
+    """Whether the run predicts nothing with a model, as it has `votes: false`."""
+    planned = read_json(run / "run.json", {}).get("steps", [])
+    return any(s.startswith(f"{TRAIN}/{model}/") for s in planned) and not any(
+        s.startswith(f"{PREDICT}/{model}/") for s in planned
+    )
+
+
+def model_minutes(run: Path, models: Sequence[str]) -> float:
+    """Minutes of all finished fold models of these models, and of those that they start from or refine: each once."""
+    after, every, left = read_json(run / "run.json", {}).get("after", {}), set(), list(models)
+    while left:
+        every.add(model := left.pop())
+        left += [earlier for step in after.get(model, []) if (earlier := step.rpartition("/")[2]) not in every]
+    folders = [f for model in every for section in (TRAIN, PREDICT, YOLO) for f in fold_folders(run, section, model)]
     return sum(read_json(folder / "metrics.json")["minutes"] for folder in folders)
 
 

@@ -62,6 +62,7 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     about = {
         "data_dir": data_dir,
         "models": profile.all_models,
+        "voters": submitting(planned).parameters.get("models", []),
         "after": {
             step.name.split("/")[1]: [earlier.rpartition("/")[0] for earlier in step.after]
             for step in planned
