@@ -10,7 +10,6 @@ it waits for that model's predictions of the same fold.
 """
 
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from utils.errors import Problems, unknown
 from utils.files import ROOT, resolve, shown
 from utils.inference.postprocess import build_postprocess
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
+from utils.pipeline.model_order import check_votes, find_chains, find_wrist_stages, is_voter
 
 NOTEBOOKS = {
     "eda": "01_eda",
@@ -33,9 +33,6 @@ NOTEBOOKS = {
     "yolo": "09_yolo",
 }
 """The notebook of each section."""
-
-NETWORK = ("architecture", "encoder", "model_options")
-"""Parameters of 03 that make a network, which one that starts from another's weights must share."""
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
@@ -151,10 +148,11 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     parameter that a notebook does not declare or that is not of the declared type.
     """
     profile, problems = read_profile(path), []
-    chains = _chains(profile.models, problems)
+    chains = find_chains(profile.models, problems)
     problems += [f"yolo.{name}: there is a model of this name" for name in profile.yolo if name in profile.models]
-    stages = _wrist_stages(profile, chains, problems)
-    problems += _votes(profile, chains, stages)
+    shared = {"parameters": profile.parameters, "train": profile.train}
+    stages = find_wrist_stages(profile.models, shared, chains, problems)
+    problems += check_votes(profile.models, bool(profile.yolo), chains, stages)
     if problems:
         raise ProfileError(path, problems)
     plan = list(_plan(profile, chains, stages, run, data_dir))
@@ -208,70 +206,6 @@ def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
     return {}
 
 
-def _chains(models: dict[str, Section], problems: list[str]) -> dict[str, list[str]]:
-    """For each model, earlier ones first: the models it builds on by `after`, one after the other, and itself."""
-    chains = {}
-    for name in models:
-        chain = [name]
-        while (earlier := models[chain[0]].get("after")) is not None:
-            if not isinstance(earlier, str) or earlier not in models:
-                problems.append(f"models.{chain[0]}: {unknown('model in after', str(earlier), models)}")
-                break
-            here, own = f"models.{chain[0]}", models[chain[0]]
-            if changed := [k for k in NETWORK if k in own and own[k] != models[earlier].get(k)]:
-                problems.append(f"{here}.{changed[0]}: leave it out; it is that of {earlier}, whose weights it takes")
-            chain.insert(0, earlier)
-            if earlier in chain[1:]:
-                problems.append(f"models.{name}: after leads in a circle, {' ← '.join(chain)}")
-                break
-        chains[name] = chain
-    return chains
-
-
-def _wrist_stages(profile: Profile, chains: dict[str, list[str]], problems: list[str]) -> dict[str, str]:
-    """For each model that is a wrist stage, the one whose carpals it refines. `chains` is put in order: what a model
-    needs comes before it."""
-    models, stages = profile.models, {}
-    for name, chain in chains.items():
-        named = [models[m]["wrist_of"] for m in chain if "wrist_of" in models[m]]
-        stages |= {name: str(named[-1])} if named and named[-1] else {}
-    others = [name for name in models if name not in stages]
-    for name, first in stages.items():
-        if first not in others:
-            problems.append(f"models.{name}: {unknown('model in wrist_of', first, others)}")
-    for title, values in (("parameters", profile.parameters), ("train", profile.train)):
-        if "wrist_of" in values:
-            problems.append(f"{title}.wrist_of: give it to one of the models")
-    if not problems:
-        try:
-            needs = {name: [*chain[-2:-1], *filter(None, [stages.get(name)])] for name, chain in chains.items()}
-            order = list(TopologicalSorter(needs).static_order())
-            chains |= {name: chains.pop(name) for name in order}
-        except CycleError as error:
-            problems.append(f"models: after and wrist_of lead in a circle, {' ← '.join(error.args[1])}")
-    return stages
-
-
-def _votes(profile: Profile, chains: dict[str, list[str]], stages: dict[str, str]) -> list[str]:
-    """What is wrong with the key `votes` of the models."""
-    needed = {*stages.values(), *(earlier for chain in chains.values() for earlier in chain[:-1])}
-    problems, silent = [], [name for name in profile.models if not _is_voter(profile, name)]
-    for name, values in profile.models.items():
-        if not isinstance(values.get("votes", True), bool):
-            problems.append(f"models.{name}.votes: expected true or false, found {values['votes']!r}")
-        elif name in silent and name not in needed:
-            problems.append(f"models.{name}.votes: false, but no other model starts from it")
-        elif name in silent and name in stages.values():
-            problems.append(f"models.{name}.votes: false, but a wrist stage refines it, which only a vote shows")
-    if profile.all_models and len(silent) == len(profile.all_models):
-        problems.append("models: none votes; leave votes: false out of one")
-    return problems
-
-
-def _is_voter(profile: Profile, name: str) -> bool:
-    return profile.models.get(name, {}).get("votes", True) is not False
-
-
 def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section]:
     """The parameters of the models of a chain, by their place in the file; later ones count. What a model starts from
     is not what the models after it start from."""
@@ -303,7 +237,7 @@ def _plan(
             if model in stages:
                 before.append(f"{NOTEBOOKS['predict']}/{stages[model]}/fold{fold}")
             yield "train", where, Step(name=trained, after=before), own | start
-            if _is_voter(profile, model):
+            if is_voter(profile.models[model]):
                 yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
                 predicted.append(predict)
             if profile.instances is not None:
@@ -313,7 +247,7 @@ def _plan(
             predicted.append(f"{NOTEBOOKS['yolo']}/{model}/fold{fold}")
             yield "yolo", {f"yolo.{model}": section}, Step(name=predicted[-1]), common | {"model": model, "fold": fold}
     if predicted:
-        voters = [model for model in profile.all_models if model not in stages and _is_voter(profile, model)]
+        voters = [m for m in profile.all_models if m not in stages and is_voter(profile.models.get(m, {}))]
         own = common | submission | {"models": voters, "missing": {}}
         yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
         if profile.analysis is not None:
