@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils.files import write_json, write_text
+from utils.files import replacing_folder, write_json, write_text
 from utils.inference.ensemble import FoldModel, soft_vote
 from utils.inference.probabilities import LEVELS, Stored
 from utils.masks import rle
@@ -47,23 +47,25 @@ def write_pseudo_labels(
     for fold in sorted({m.fold for m in fold_models}):
         voters = [m for m in fold_models if m.fold == fold and weights.get(m.model, 0) > 0]
         shares = [weights[m.model] for m in voters]
-        target, temporary = Path(folder) / f"fold{fold}", Path(folder) / f".fold{fold}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
+        kept = []
         for row in test.itertuples():
-            stored = [m.test.read(row.image_name) for m in voters]
-            sure = float(np.average([confidence(s, threshold) for s in stored], weights=shares))
+            each = [confidence(m.test.read(row.image_name), threshold) for m in voters]
+            sure = float(np.average(each, weights=shares))
             rows.append((fold, row.image_name, sure, sure >= least))
-            if sure >= least:
+            kept += [row] * (sure >= least)
+        target = Path(folder) / f"fold{fold}"
+        if not kept:
+            shutil.rmtree(target, ignore_errors=True)
+            continue
+        with replacing_folder(target) as new:
+            for row in kept:
+                stored = [m.test.read(row.image_name) for m in voters]
                 masks = soft_vote(stored, shares, threshold)
-                _write(temporary, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, stored[0].size, classes)
-        if temporary.exists():
-            write_text(temporary / "classes.txt", "\n".join(classes) + "\n")
+                _write(new, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, stored[0].size, classes)
+            write_text(new / "classes.txt", "\n".join(classes) + "\n")
             people = sorted({person for m in voters for person in m.config.people})
             models = {m.model: share for m, share in zip(voters, shares, strict=True)}
-            write_json(temporary / RECORD, {"fold": fold, "models": models, "least": least, "people": people})
-        shutil.rmtree(target, ignore_errors=True)
-        if temporary.exists():
-            temporary.rename(target)
+            write_json(new / RECORD, {"fold": fold, "models": models, "least": least, "people": people})
     return pd.DataFrame(rows, columns=["fold", "image_name", "confidence", "kept"])
 
 
