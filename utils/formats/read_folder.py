@@ -21,8 +21,6 @@ from utils.masks import digits
 CHUNK = 40
 """Images that a process reads at a time; fewer than two chunks are read without processes."""
 
-BLANKS = bytes.maketrans(b"[],", b"   ")
-
 Polygons = dict[str, list[np.ndarray]]
 """For each class its polygons, (n, 2) x-y points in pixels, together one mask."""
 
@@ -94,16 +92,18 @@ def _plain_annotation(image: Image, classes: list[str]) -> Polygons | None:
         outlines, frame = [], [first]
         for number, text in enumerate(rest):
             end = text.find(b"]]") + 2
-            outlines.append(text[:end].strip().replace(b", ", b","))
+            outlines.append(text[:end].strip())
             frame += (b'"points":%d' % number, text[end:])
         annotations = orjson.loads(b"".join(frame))["annotations"]
         counts = [outline.count(b"[") - 1 for outline in outlines]
         if [annotation["points"] for annotation in annotations] != list(range(len(counts))) or min(counts) < 3:
             return None
         joined, form = b"".join(outlines), b"".join(b"[%b[,]]" % (b"[,]," * (count - 1)) for count in counts)
-        if joined.translate(None, b"0123456789") != form:
+        characters = np.frombuffer(joined, np.uint8)
+        after_comma, blank = characters[:-1] == ord(","), characters[1:] == ord(" ")
+        if joined.translate(None, b"0123456789 ") != form or (blank & ~after_comma).any():
             return None
-        numbers, _ = digits.read(joined.translate(BLANKS))
+        numbers, _ = digits.read(joined)
         if len(numbers) != 2 * sum(counts) or (numbers.reshape(-1, 2) >= (image.width, image.height)).any():
             return None
         points = numbers.reshape(-1, 2).astype(np.int32)

@@ -14,6 +14,9 @@ def _characters(form: str, count: int) -> np.ndarray:
 FOUR_DIGITS, LAST_DIGITS = _characters("{:04}", 10_000), _characters("{:03} ", 1_000)
 """Four characters each: the numbers 0 to 9999, and the last three digits of a number followed by a blank."""
 
+DIGITS_ONLY = bytes(code if chr(code) in "0123456789" else ord(" ") for code in range(256))
+"""Replaces all that is no digit by blanks."""
+
 
 def write(numbers: np.ndarray, counts: Sequence[int]) -> list[str]:
     """The numbers, positive int64, as texts with one blank between two: the first counts[0] of them, and so on.
@@ -36,21 +39,20 @@ def write(numbers: np.ndarray, counts: Sequence[int]) -> list[str]:
 
 
 def read(text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The whole numbers, int64, in a text of digits and blanks, and the position after the last digit of each.
+    """The whole numbers, int64, in a text, and the position after the last digit of each; all else separates them.
 
     The eight characters up to a number's last digit are read as one little-endian word. Shifting removes the characters
     before the number; then neighbouring digits are joined to pairs, pairs to fours, and fours to the number, each time
     first · 10ᵏ + second (the first is in the lower bits). Twice as fast as NumPy's reader, which is used only if a
     number has more than eight digits.
     """
-    padded = b" " * 8 + text + b" "
-    blanks = np.flatnonzero(np.frombuffer(padded, np.uint8) == ord(" "))[7:]
-    lengths = np.diff(blanks) - 1
-    ends = blanks[1:]
-    if not lengths.all():  # doubled blanks
-        ends, lengths = ends[lengths > 0], lengths[lengths > 0]
+    padded = np.frombuffer(b" " * 8 + text + b" ", np.uint8)
+    is_digit = padded - np.uint8(ord("0")) < 10
+    edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    lengths = ends - starts
     if lengths.max(initial=0) > 8:
-        return np.fromstring(text, dtype=np.int64, sep=" "), ends - 8
+        return np.fromstring(text.translate(DIGITS_ONLY), dtype=np.int64, sep=" "), ends - 8
     words = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))[ends - 8]
     before = (64 - 8 * lengths).astype(np.uint64)
     words >>= before
