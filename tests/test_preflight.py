@@ -312,3 +312,20 @@ def test_hours_are_those_that_were_measured(tmp_path):
     assert expected_hours(tmp_path, steps, 100, 2).startswith("hours: about 1.5 for 4 trainings")
     write_json(history.parent / "metrics.json", {"parameters": given | {"image_size": 128}})
     assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 1.0 for 2 trainings; not measured for trained, new"
+
+
+def test_hours_count_trainings_that_will_be_repeated(tmp_path):
+    given = {"epochs": 10, "batch_size": 4, "image_size": 64, "n_folds": 5, "fold": 0, "crop": 0}
+    first, second = "03_train/first/fold0", "03_train/second/fold0"
+    steps = [Step(name=first, parameters=given), Step(name=second, parameters=given, after=[first])]
+    for name in (first, second):
+        write_json(tmp_path / name / "metrics.json", {"parameters": given})
+        (tmp_path / name / "history.csv").write_text("epoch,seconds\n1,360\n")
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: no training is left"
+    write_json(tmp_path / "parameters" / f"{second}.yaml", {})
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 1.0 for 1 trainings"
+    write_json(tmp_path / "notebooks" / "03_train.ipynb", {})
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 2.0 for 2 trainings"
+    (tmp_path / first / "metrics.json").unlink()
+    write_json(tmp_path / second / "metrics.json", {"parameters": given})  # newer than all, but the first is repeated
+    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 2.0 for 2 trainings"

@@ -15,14 +15,20 @@ MEASURED_BY = ("03_train/*/precision.json", "03_train/*/*/history.csv", "09_yolo
 def expected_hours(run: Path, planned: list[Step], images: int, jobs: int) -> str:
     """One line: the hours of the trainings that are not done, `jobs` at a time, and the models that nobody measured.
 
-    images: number of training images. The time of a fold model is epochs × the median epoch of its model's fold models
-    so far, validation included; before any, epochs × steps × the seconds of a step that the choice of the precision
-    measured. Predictions and the ensemble, some minutes, are not counted.
+    images: number of training images. Not done are those without metrics.json and those that Snakemake will repeat,
+    because a notebook, its parameters, the data or a step before changed, as `prepare_run` has just written them. The
+    time of a fold model is epochs × the median epoch of its model's fold models so far, validation included; before
+    any, epochs × steps × the seconds of a step that the choice of the precision measured. Predictions and the ensemble,
+    some minutes, are not counted.
     """
     hours, counted, unknown = 0.0, 0, {}
+    done: set[str] = set()
     for step in planned:
         given = step.all_parameters()
-        if "epochs" not in given or (run / step.name / "metrics.json").exists():
+        if _is_up_to_date(run, step) and done.issuperset(step.after):
+            done.add(step.name)
+            continue
+        if "epochs" not in given:
             continue
         seconds = seconds_per_epoch((run / step.name).parent, given, images)
         if math.isnan(seconds):
@@ -47,6 +53,14 @@ def seconds_per_epoch(model: Path, given: dict, images: int) -> float:
         return math.nan
     trained = images * (1 - 1 / given["n_folds"]) if given["fold"] >= 0 else images
     return math.ceil(trained / given["batch_size"]) * found["seconds_per_step"][found["precision"]]
+
+
+def _is_up_to_date(run: Path, step: Step) -> bool:
+    result, notebook = run / step.name / "metrics.json", f"{step.name.partition('/')[0]}.ipynb"
+    inputs = [run / "notebooks" / notebook, run / "parameters" / f"{step.name}.yaml", run / "data.json"]
+    inputs += [run / earlier / "metrics.json" for earlier in step.after]
+    changes = [path.stat().st_mtime for path in inputs if path.exists()]
+    return result.exists() and max(changes, default=0.0) <= result.stat().st_mtime
 
 
 def _same_size(fold_model: Path, given: dict) -> bool:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from utils.errors import Problems
 from utils.files import ROOT, WORKS_FOR, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_run
+from utils.pipeline.hours import expected_hours
 from utils.pipeline.leftovers import OWNER, clean_up, end_processes
 from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
 from utils.pipeline.preflight import preflight
@@ -107,13 +108,15 @@ def start(given: argparse.Namespace) -> int:
         return 0
     if data is not None and not data.is_dir():
         raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
-    checked = {"skip_bad": given.skip_bad, "again": given.force, "jobs": given.jobs or 0, "local": not given.executor}
+    jobs = given.jobs or profile.jobs
+    checked = {"skip_bad": given.skip_bad, "again": given.force, "jobs": jobs, "local": not given.executor}
     if given.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             copy = copy_for_preview(run, Path(folder))
-            preflight(copy, data, profile, planned, **checked)
-            prepare_run(copy, profile, planned, data_dir)
-            options = ["--dry-run", "--cores", "1", *(["--forceall"] if given.force else []), *given.snakemake]
+            images = preflight(copy, data, profile, planned, **checked)
+            prepare_run(copy, profile, planned, data_dir, given.force)
+            print(expected_hours(copy, planned, images, jobs), flush=True)
+            options = ["--dry-run", "--cores", "1", *given.snakemake]
             return preview(*snakemake(copy, options, output=subprocess.PIPE))
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed needs a moment to end
@@ -125,9 +128,9 @@ def start(given: argparse.Namespace) -> int:
         began = time.monotonic()
         clean_up(run)  # after one that was killed
         say(f"run {run.name}: {len(planned)} steps")
-        preflight(run, data, profile, planned, **checked)
+        images = preflight(run, data, profile, planned, **checked)
         prepare_run(run, profile, planned, data_dir, given.force)
-        jobs = given.jobs or profile.jobs
+        print(expected_hours(run, planned, images, jobs), flush=True)
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
         if given.executor:
             options = ["--executor", given.executor, "--jobs", str(jobs)]

@@ -21,7 +21,6 @@ from utils.errors import Problems
 from utils.files import ROOT, read_json, shown, write_json
 from utils.pipeline import resources
 from utils.pipeline.changes import WITHOUT_EFFECT, RunError, fingerprint
-from utils.pipeline.hours import expected_hours
 from utils.pipeline.leftovers import OWNER
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Profile, Step
@@ -42,7 +41,7 @@ def preflight(
     again: bool = False,
     jobs: int = 0,
     local: bool = True,
-) -> None:
+) -> int:
     """Make the sample if `data` is None, check everything, assign the plugins and write the run's data.json.
 
     Args:
@@ -53,6 +52,9 @@ def preflight(
         again: try the parts even if they have been tried and nothing changed since.
         jobs: steps at the same time; 0 for the profile's.
         local: the steps run on this machine, so its shared memory matters.
+
+    Returns:
+        The number of training images.
 
     Raises:
         PreflightError: with all problems: first those of profile and machine, then those of the data.
@@ -93,6 +95,7 @@ def preflight(
     record |= {"label_fixes": [fix.effect() for fix in fixes]} if fixes else {}
     if record != read_json(run / "data.json", {}):
         write_json(run / "data.json", record)
+    return int((table["split"] == "train").sum())
 
 
 def find_data(run: Path, data: Path | None, profile: Profile) -> Path:
@@ -178,7 +181,7 @@ def machine_problems(
     jobs: int,
     local: bool,
 ) -> list[str]:
-    """Print the estimates of disk and hours that the run needs; return whether disk or shared memory are too small."""
+    """Print the estimate of the disk that the run needs; return whether disk or shared memory are too small."""
     sides = {step.name: side for step in planned if (side := step.all_parameters().get("image_size"))}
     if not sides:
         return []
@@ -189,7 +192,6 @@ def machine_problems(
     there = resources.used(*(run / name for name in written))
     free = shutil.disk_usage(run).free
     print(f"disk: {needed}, of which {in_units(there)} are there; {in_units(free)} are free", flush=True)
-    print(expected_hours(run, planned, images["train"], jobs), flush=True)
     problems = []
     if sum(needed) - there > free:
         problems.append(
