@@ -131,7 +131,7 @@ def test_malformed_rle_is_refused(counts):
 
 def test_annotations_are_read_as_by_read_annotation(sample):
     classes, table = read_classes(sample), read_index(sample)
-    found = each_image(images_of(table), classes, lambda image, polygons: polygons)
+    found = list(each_image(images_of(table), classes, lambda image, polygons: polygons))
     for row, polygons in zip(table.itertuples(), found, strict=True):
         expected = read_annotation(row.annotation, classes) if row.annotation else {name: [] for name in classes}
         assert polygons.keys() == expected.keys()

@@ -6,7 +6,7 @@ pixel by pixel, and areas count pixels.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,12 @@ def image_ids(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _write_dataset(
-    path: Path, images: Sequence[tuple[int, Image]], records: Sequence[Sequence[bytes]], classes: Sequence[str]
+    path: Path, images: Sequence[tuple[int, Image]], records: Iterable[Sequence[bytes]], classes: Sequence[str]
 ) -> None:
-    """Write a COCO file, whole or not at all, of (id, image) and, for each of them, its annotations (`_packed`)."""
+    """Write a COCO file, whole or not at all, of (id, image) and, for each of them, its annotations (`_packed`).
+
+    It is written while other processes still make the records.
+    """
     content = {
         "info": {"description": "polygons in pixels, x right, y down; a whole number is the middle of a pixel"},
         "licenses": [],
@@ -105,13 +108,17 @@ def _write_dataset(
         ],
         "categories": [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(classes, 1)],
     }
-    pieces = [orjson.dumps(content)[:-1], b',"annotations":[']
-    for (number, _), rests in zip(images, records, strict=True):
-        for rest in rests:
-            pieces += (b'{"id":%d,"image_id":%d,' % (len(pieces) // 2, number), rest)
-    pieces[-1] = pieces[-1].removesuffix(b",")  # after the last annotation, or unchanged if there is none
-    with replacing(path) as temporary:
-        temporary.write_bytes(b"".join([*pieces, b"]}"]))
+    number, comma = 0, b""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(orjson.dumps(content)[:-1] + b',"annotations":[')
+        for (image_id, _), rests in zip(images, records, strict=True):
+            pieces = []
+            for rest in rests:
+                number += 1
+                pieces += (comma, b'{"id":%d,"image_id":%d,' % (number, image_id), rest)
+                comma = b","
+            file.write(b"".join(pieces))
+        file.write(b"]}")
 
 
 def _instances(image: Image, polygons: Polygons, classes: list[str], style: str, each: bool) -> list[bytes]:
@@ -138,8 +145,8 @@ def _masks_of_solution(path: Path, table: pd.DataFrame, classes: list[str]) -> d
 
 
 def _packed(record: dict[str, Any]) -> bytes:
-    """An annotation as JSON, without the `{` at its beginning, where ids are added later, and with a comma."""
-    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)[1:] + b","
+    """An annotation as JSON, without the `{` at its beginning, where ids are added later."""
+    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
 
 
 def _of_polygons(parts: list[np.ndarray]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,22 +47,28 @@ def images_of(table: pd.DataFrame) -> list[Image]:
     return [Image(*row) for row in table[list(Image._fields)].itertuples(index=False, name=None)]
 
 
-def each_image(images: Sequence[Image], classes: list[str], function: Callable[[Image, Polygons], Any]) -> list[Any]:
-    """`function(image, polygons)` for every image, on all cores, in the order of `images`.
+def each_image(
+    images: Sequence[Image], classes: list[str], function: Callable[[Image, Polygons], Any]
+) -> Iterator[Any]:
+    """`function(image, polygons)` for every image, on all cores, in the order of `images`, each as soon as it is there.
 
     `function` is defined at a module's top (or a functools.partial of such). The polygons are what `read_annotation`
-    gives, none for an image without annotation. Raises DataError with the problems of all annotations at once.
+    gives, none for an image without annotation. An image whose annotation can't be used is left out; after the last
+    image, DataError is raised with the problems of all of them.
     """
     work = functools.partial(_chunk, classes=classes, function=function)
     chunks = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
-    if len(chunks) < 2 or cores() < 2:
-        done = list(map(work, chunks))
-    else:
-        # without garbage collection, which finds nothing in plain lists, reading takes a sixth less time
-        with ProcessPoolExecutor(min(cores(), len(chunks)), initializer=gc.disable) as pool:
-            done = list(pool.map(work, chunks))
-    refuse("these annotations can't be converted", [problem for _, problems in done for problem in problems])
-    return [result for results, _ in done for result in results]
+    problems: list[str] = []
+    with ExitStack() as stack:
+        done = map(work, chunks)
+        if len(chunks) > 1 and cores() > 1:
+            # without garbage collection, which finds nothing in plain lists, reading takes a sixth less time
+            pool = ProcessPoolExecutor(min(cores(), len(chunks)), initializer=gc.disable)
+            done = stack.enter_context(pool).map(work, chunks)
+        for results, found in done:
+            problems += found
+            yield from results
+    refuse("these annotations can't be converted", problems)
 
 
 def _chunk(

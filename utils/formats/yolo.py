@@ -46,7 +46,8 @@ def to_yolo(data_dir: str | Path, out: str | Path, folds: str | Path | None = No
     images = images_of(table)
     with new_folder(out) as folder:
         make_folders(folder, images, parts, "labels")
-        each_image(images, classes, partial(_write_labels, folder=folder, parts=parts, classes=classes))
+        for _ in each_image(images, classes, partial(_write_labels, folder=folder, parts=parts, classes=classes)):
+            pass
         write_dataset_yaml(folder, parts, classes)
     found = list(parts.values())
     counts = ", ".join(f"{found.count(part)} {part}" for part in ("train", "val", "test") if part in found)
