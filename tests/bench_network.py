@@ -20,7 +20,8 @@ from tests.bench_tools import seconds
 from tests.bench_training import data, warm_cache
 from utils.data.augment import Augmenter
 from utils.data.augmentation import Augmentation
-from utils.data.loader import FoldData, dense_labels, normalise, training_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import dense_labels, normalise, training_loader
 from utils.device import tune_process
 from utils.files import ROOT, read_json
 from utils.inference.predict import Predictor, Probabilities

@@ -20,7 +20,8 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_annotation, read_classes, read_index
-from utils.data.loader import FoldData, dense_labels, normalise, training_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import dense_labels, normalise, training_loader
 from utils.device import peak_memory
 from utils.files import ROOT
 from utils.inference import ensemble

@@ -25,7 +25,8 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
-from utils.data.loader import FoldData, training_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import training_loader
 from utils.device import Precision, candidates, choose_device
 from utils.files import ROOT, cores, write_json
 from utils.inference.predict import Predictor

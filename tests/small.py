@@ -6,7 +6,7 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import Augmentation
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
-from utils.data.loader import FoldData
+from utils.data.fold_data import FoldData
 from utils.models import build_model
 from utils.models.checkpoint import Config, load_checkpoint
 from utils.training import fit as fitting

@@ -13,7 +13,8 @@ from torch import nn
 from tests.small import CPU, fit, small_data
 from utils.data.augment import Augmenter, ComposeAugmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
-from utils.data.loader import FoldData, check_crops, dense_labels, normalise, training_loader
+from utils.data.fold_data import FoldData, check_crops
+from utils.data.loader import dense_labels, normalise, training_loader
 from utils.data.warping import draw_corner
 from utils.errors import Problems
 from utils.inference.predict import Predictor, predict_masks

@@ -13,7 +13,8 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache, make_entry
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
-from utils.data.loader import EpochSampler, FoldData, dense_labels, plain_loader, training_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import EpochSampler, dense_labels, plain_loader, training_loader
 from utils.masks import rle, upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw

@@ -18,7 +18,7 @@ from utils import registry
 from utils.data.augment import Augmenter, as_augmenter, build_augmentation
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.flip import FlipRule, flip_rule
-from utils.data.loader import FoldData
+from utils.data.fold_data import FoldData
 from utils.errors import Problems
 from utils.files import ROOT
 from utils.models import ModelError, list_models

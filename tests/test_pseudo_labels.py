@@ -6,7 +6,7 @@ import pytest
 from tests.small import thin_config
 from utils.data.cache import Cache
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
-from utils.data.loader import FoldData
+from utils.data.fold_data import FoldData
 from utils.inference.ensemble import FoldModel, soft_vote
 from utils.inference.probabilities import LEVELS, ProbabilityStore
 from utils.inference.pseudo_labels import confidence, write_pseudo_labels

@@ -12,7 +12,8 @@ from tests.small import CPU, fit, thin_config
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.cache import Cache
-from utils.data.loader import FoldData, check_crops, dense_labels, training_loader
+from utils.data.fold_data import FoldData, check_crops
+from utils.data.loader import dense_labels, training_loader
 from utils.data.wrist import CARPALS, Windows, carpal_corner, carpal_numbers
 from utils.errors import Problems
 from utils.files import write_json

@@ -12,7 +12,7 @@ from tests.test_figures import cropped
 from utils import figures
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
-from utils.data.loader import FoldData
+from utils.data.fold_data import FoldData
 from utils.files import read_json
 from utils.masks import rle
 from utils.models import build_model, list_models

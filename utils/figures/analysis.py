@@ -56,7 +56,7 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
         colour = {one.b: BETTER, one.a: WORSE}.get(one.winner, SOFT)
         ax.hlines(row, low, high, color=colour, linewidth=6, alpha=0.5)
         ax.scatter(mean, row, s=34, color=colour, edgecolor=INK, linewidths=0.6, zorder=3)
-        text = f"{mean:+.4f}".replace("-", "−")
+        text = f"{mean:+z.4f}".replace("-", "−")
         ax.annotate(text, (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
     ax.axvline(0, color=INK, linewidth=1)
     describe(

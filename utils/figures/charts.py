@@ -147,7 +147,7 @@ def formats(table: pd.DataFrame) -> Figure:
     the third chart has the Dice with PyTorch's masks in place of the change of Dice.
     """
     table = table.dropna(subset=["difference"])
-    dice = ("change", "{:+.4f}", "change of mean Dice")
+    dice = ("change", "{:+z.4f}", "change of mean Dice")  # z: no minus before zero
     if table["change"].isna().all():
         dice = ("agreement", "{:.4f}", "Dice with PyTorch's masks")
     shown = (("milliseconds", "{:.0f}", "ms per image on the CPU"), ("megabytes", "{:.1f}", "size in MB"), dice)
@@ -165,7 +165,8 @@ def formats(table: pd.DataFrame) -> Figure:
             ax.barh(rows, values, color=colours, height=0.6)
             ax.set_xlim(0, 1.25 * span)
         for row, value in zip(rows, values, strict=True):
-            ax.text(value + 0.04 * span, row, text.format(value), va="center", fontsize=9, color=INK)
+            label = text.format(value).replace("-", "−")
+            ax.text(value + 0.04 * span, row, label, va="center", fontsize=9, color=INK)
         describe(ax, title, grid="x", rows=table.index if ax is axes[0] else [""] * len(table))
         ax.set_axisbelow(True)
     return figure

@@ -107,6 +107,7 @@ def _plain_annotation(image: Image, classes: list[str]) -> Polygons | None:
             return None
         joined, form = b"".join(outlines), b"".join(b"[%b[,]]" % (b"[,]," * (count - 1)) for count in counts)
         characters = np.frombuffer(joined, np.uint8)
+        # with blanks elsewhere, such as in "[, 1 2]", numbers that no JSON reader accepts would look usual
         after_comma, blank = characters[:-1] == ord(","), characters[1:] == ord(" ")
         if joined.translate(None, b"0123456789 ") != form or (blank & ~after_comma).any():
             return None

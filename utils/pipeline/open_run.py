@@ -18,9 +18,9 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes
 from utils.data.findings import DataError
 from utils.data.flip import flip_rule
+from utils.data.fold_data import FoldData, check_crops
 from utils.data.folds import read_folds, split_fold
 from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect, write_fixed_data
-from utils.data.loader import FoldData, check_crops
 from utils.data.wrist import Windows, carpal_corner
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve, shown

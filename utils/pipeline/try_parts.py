@@ -21,7 +21,8 @@ from utils.data.augment import as_augmenter, build_augmentation
 from utils.data.augmentation import read_augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.flip import flip_rule
-from utils.data.loader import TrainingSet, check_crops, stack
+from utils.data.fold_data import check_crops
+from utils.data.loader import TrainingSet, stack
 from utils.device import Precision, choose_device, tune_process
 from utils.errors import Problems
 from utils.files import read_json, resolve, write_json

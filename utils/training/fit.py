@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from utils.data.augment import Augmenter, as_augmenter
 from utils.data.cache import Cache
-from utils.data.loader import FoldData, plain_loader, training_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import plain_loader, training_loader
 from utils.device import choose_device, usable
 from utils.files import delete_temporary, resolve, restore_folder, shown
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior

@@ -17,7 +17,8 @@ import torch
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.cache import Cache, Entry
-from utils.data.loader import FoldData, normalise, plain_loader
+from utils.data.fold_data import FoldData
+from utils.data.loader import normalise, plain_loader
 from utils.device import peak_memory
 from utils.files import cores, kept_result, read_json, write_json
 from utils.masks import rle

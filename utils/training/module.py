@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from utils.data.loader import FoldData, dense_labels, network_input
+from utils.data.fold_data import FoldData
+from utils.data.loader import dense_labels, network_input
 from utils.device import PRECISIONS, Precision
 from utils.files import write_table
 from utils.masks import upsampling

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from utils.data.loader import FoldData
+from utils.data.fold_data import FoldData
 from utils.device import candidates
 from utils.errors import Problems
 from utils.files import (
