@@ -333,7 +333,7 @@ def test_formats_shows_time_size_and_dice_of_every_file(scored):
     figure = figures.formats(pd.DataFrame(columns, index=names))
     time, size, dice = ([text.get_text() for text in ax.texts] for ax in figure.axes)
     assert time == ["227", "197", "126", "57"] and size == ["14.1", "14.7", "14.7", "4.3"]
-    assert dice[-1] == ("-0.0012" if scored else "0.9800")
+    assert dice[-1] == ("−0.0012" if scored else "0.9800")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [n for n in names if n != "openvino"]
     assert not cropped(figure)
     ticks = [label.get_window_extent() for label in figure.axes[2].get_xticklabels()]

@@ -171,7 +171,7 @@ def test_shapes_gradients_and_round_trip():
 
 def test_two_images_are_learnt_and_instances_make_the_same_masks():
     """Their union is what `forward` gives, but that it resizes the union and not each mask."""
-    model, images, labels = zoo.check_overfits("yolact", steps=60, channels=64, smallest_anchor=24)
+    model, images, labels = zoo.check_overfits("yolact", steps=120, channels=64, smallest_anchor=24)
     found = model.instances(images)
     with torch.inference_mode():
         union, logits = class_logits(found, 3).sigmoid(), model(images).sigmoid()

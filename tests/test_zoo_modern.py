@@ -115,7 +115,7 @@ def test_variants_without_a_figure_of_their_own_build(name):
         ("unetplusplus_paper", {"steps": 30}),
         ("unet3plus", {"size": 32, "steps": 20}),
         ("hrnetv2_w18", {"steps": 70, "lr": 5e-3}),
-        ("hrnet_ocr_w18", {"steps": 60, "lr": 5e-3}),
+        ("hrnet_ocr_w18", {"steps": 80, "lr": 5e-3}),
         ("segformer_b0", {}),
         ("upernet_pvtv2_b0", {"steps": 20}),
         ("mobile_unet", {"steps": 80, "lr": 5e-3}),
