@@ -197,6 +197,19 @@ def test_openvino_resizes_as_pytorch_does(tmp_path):
     assert np.abs(difference).max() < 1e-5
 
 
+def test_with_metadata_and_deep_supervision_any_number_of_images_is_taken(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("unet", 2, "tu-mobilenetv3_small_050", metadata=True, deep_supervision=True).eval()
+    torch.nn.init.normal_(model.network.network.film[-1].weight, std=0.1)
+    network, config = Exportable(model, normalise=False, sigmoid=False), Config("unet", "", ["a", "b"], 64)
+    images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
+    for file in export(model, config, tmp_path / "files", ["torchscript", "onnx"], False, False):
+        run = open_exported(file.path, network)
+        for number in (1, 3):
+            expected = torch_runner(network)(images[:number])
+            assert np.abs(run(images[:number]) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 def test_wrong_formats_are_named_all_at_once(tmp_path):
     network, config = PaddedModel(nn.Conv2d(3, 2, 1), 32), Config("", "", ["a", "b"], 32)
     with pytest.raises(Problems) as caught:

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -13,8 +14,11 @@ from torchvision.ops import box_iou, nms
 
 from tests import zoo
 from tests.strategies import floats
+from utils.inference.export import Exportable, export
+from utils.inference.parity import open_exported, torch_runner
 from utils.models import ModelError, build_model
 from utils.models.boxes import BACKGROUND, NEUTRAL, anchors, decode, encode, fast_nms, match
+from utils.models.checkpoint import Config
 from utils.models.instances import class_logits, targets
 from utils.models.yolact_losses import Found, losses
 
@@ -169,9 +173,15 @@ def test_shapes_gradients_and_round_trip():
     zoo.check_model("yolact", **SMALL)
 
 
-def test_two_images_are_learnt_and_instances_make_the_same_masks():
+@pytest.fixture(scope="module")
+def taught():
+    """A network that has learnt two images of three large shapes by heart, the images and their labels."""
+    return zoo.check_overfits("yolact", steps=120, channels=64, smallest_anchor=24)
+
+
+def test_two_images_are_learnt_and_instances_make_the_same_masks(taught):
     """Their union is what `forward` gives, but that it resizes the union and not each mask."""
-    model, images, labels = zoo.check_overfits("yolact", steps=120, channels=64, smallest_anchor=24)
+    model, images, labels = taught
     found = model.instances(images)
     with torch.inference_mode():
         union, logits = class_logits(found, 3).sigmoid(), model(images).sigmoid()
@@ -182,6 +192,20 @@ def test_two_images_are_learnt_and_instances_make_the_same_masks():
         for label, wanted in zip(truth.labels, truth.boxes, strict=True):
             best = (each.labels == label).nonzero()[0, 0]  # the one with the highest score
             assert box_iou(each.boxes[best][None], wanted[None]).item() > 0.7
+
+
+def test_exported_it_finds_the_same_in_any_number_of_images(taught, tmp_path):
+    model, images, _ = taught
+    images = torch.cat([images, images.flip(3)]).numpy()
+    network, config = Exportable(model, normalise=False, sigmoid=True), Config("yolact", "", ["a", "b", "c"], 64)
+    files = export(model, config, tmp_path / "files", ["torchscript", "onnx"], False, True)
+    assert [file.problem for file in files] == ["", ""]
+    for number in (1, 2, 4):
+        expected = torch_runner(network)(images[:number])
+        assert (expected[:2] > 0.5).any((2, 3)).all()
+        for file in files:
+            found = open_exported(file.path, network)(images[:number])
+            assert np.abs(found - expected).max() < 1e-4, file.format
 
 
 def test_parameters_are_the_authors():

@@ -53,10 +53,11 @@ class WithMetadata(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float (N, 3, H, W), or (N, 3 + 8, H, W) with the person's numbers, to logits (N, classes, H, W)."""
         features = list(self.network.encoder(image[:, :3]))
-        person = image[:, 3:, 0, 0] if image.shape[1] > 3 else image.new_zeros(len(image), 2 * VALUES)
+        count = image.shape[0]  # len() would fix it in an exported file
+        person = image[:, 3:, 0, 0] if image.shape[1] > 3 else image.new_zeros(count, 2 * VALUES)
         known = person[:, VALUES:]
         if self.training:
-            known = known * (torch.rand(len(image), 1, device=image.device) >= FORGOTTEN)
+            known = known * (torch.rand(count, 1, device=image.device) >= FORGOTTEN)
         values = (person[:, :VALUES] - self.mean) / self.deviation * known
         factor, offset = self.film(torch.cat([values, known], 1))[..., None, None].chunk(2, 1)
         features[-1] = features[-1] * (1 + factor) + offset

@@ -128,7 +128,8 @@ class YOLACT(nn.Module):
         found = self.predict(image)
         with torch.autocast(image.device.type, enabled=False):
             _, labels, scores, masks = self.detect(found, image.shape[-2:])
-            union = masks.new_zeros(len(image), self.outputs[1] - 1, *masks.shape[2:])
+            count = image.shape[0]  # len() would fix it in an exported file
+            union = masks.new_zeros(count, self.outputs[1] - 1, *masks.shape[2:])
             where = labels[:, :, None, None].expand_as(masks)
             union = union.scatter_reduce(1, where, masks * scores[:, :, None, None], "amax")
             return upsample_to(union, image).logit(eps=1e-6)
