@@ -23,7 +23,7 @@ from utils.data.loader import normalise
 from utils.errors import Problems
 from utils.files import ROOT, read_json
 from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
-from utils.inference.export import FILES, Exportable, export, quiet
+from utils.inference.export import FILES, Exportable, export, first_line, quiet
 from utils.inference.parity import compare, open_exported, torch_runner
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
@@ -160,9 +160,17 @@ def test_what_cant_be_exported_is_said_and_the_rest_is_written(tmp_path):
     found = {
         file.format: file for file in export(PaddedModel(Moody(), 32), config, tmp_path / "files", ["onnx", "half"])
     }
-    assert found["onnx"].problem and "\n" not in found["onnx"].problem
+    assert "data-dependent" in found["onnx"].problem and "\n" not in found["onnx"].problem  # the cause, not the step
     assert found["half"].problem == "" and (tmp_path / "files" / "half" / "model.safetensors").exists()
     assert not (tmp_path / "files" / "model.onnx").exists()
+
+
+def test_a_batch_that_a_trace_cant_take_has_the_operations_own_message():
+    with quiet():
+        fixed = torch.jit.trace(lambda image: image.reshape(len(image), -1), torch.zeros(2, 3), check_trace=False)
+    with pytest.raises(RuntimeError) as caught:
+        fixed(torch.zeros(7))
+    assert first_line(caught.value).startswith("RuntimeError: shape '[2, -1]' is invalid")
 
 
 def test_a_file_that_a_runtime_cant_read_has_a_line_too(trained, data, files, tmp_path):

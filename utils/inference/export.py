@@ -245,9 +245,13 @@ class _Inputs(CalibrationDataReader):
 
 
 def first_line(error: Exception) -> str:
-    """An exporter's error in one line; their messages fill pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    """An exporter's or a runtime's error in one line: its cause, where it says one. Their messages fill pages."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if "TorchScript interpreter" in lines[0]:
+        return lines[-1][:200]  # after a traceback
+    return f"{type(error).__name__}: {lines[0]}"[:200]
 
 
 @contextmanager
