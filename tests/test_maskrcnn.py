@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torchvision.models import get_model
-from torchvision.ops import roi_align
+from torchvision.ops import box_iou, roi_align
 
 from tests import zoo
 from utils.models import ModelError, build_model
@@ -72,8 +72,8 @@ def test_logits_are_the_union_of_the_instances(taught):
         assert all((each.boxes[:, 2:] > each.boxes[:, :2]).all() for each in found)
         logits = model(images)
         assert torch.allclose(logits, class_logits(found, 3), atol=1e-4)
-        alone = model(images[1:])  # compared as probabilities: near 0, a logit shows every rounding
-        assert torch.allclose(alone.sigmoid(), logits[1:].sigmoid(), atol=1e-3)
+        alone = model(images[1:])  # as probabilities (1e-3 of a logit at 0.5): near 0, a logit shows every rounding
+        assert torch.allclose(alone.sigmoid(), logits[1:].sigmoid(), rtol=0, atol=2.5e-4)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -82,14 +82,15 @@ def test_half_precision_finds_the_same(taught, layout):
     model, images, labels = taught
     model, images = model.to(memory_format=layout), images.contiguous(memory_format=layout)
     with torch.inference_mode():
-        plain = model(images)
+        plain = model.instances(images)[0]
         with torch.autocast("cpu", torch.bfloat16):
             half, logits = model.instances(images)[0], model(images)
     assert logits.dtype == half.boxes.dtype == half.masks.dtype == half.scores.dtype == torch.float32
     assert (half.boxes != half.boxes.bfloat16().float()).any()
-    # features in bfloat16 may prefer a neighbouring proposal: another box, by a pixel or two, and nearly the same mask
-    assert zoo.mean_dice(logits > 0, plain > 0) > 0.95
-    assert all(half.scores[half.labels == label].max() > 0.6 for label in range(3))
+    for label in range(3):
+        one, other = (each.take(each.labels == label) for each in (plain, half))
+        # features in bfloat16 may prefer a neighbouring proposal, whose box differs by a pixel or two
+        assert box_iou(one.boxes[:1], other.boxes[:1]) > 0.8 and (one.scores[0] - other.scores[0]).abs() < 0.05
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.train().training_loss(images, labels, None)
     loss.backward()
