@@ -9,8 +9,7 @@ from utils import figures
 from utils.analysis.__main__ import main
 from utils.analysis.ablation import VARIANTS, as_text, find_repeats, judge_techniques, seed_noise
 from utils.analysis.results import Scores
-from utils.errors import Problems
-from utils.files import ROOT, read_json, write_json
+from utils.files import ROOT, Problems, read_json, write_json
 from utils.inference.variants import Variant, write_variants
 from utils.pipeline.profile import profile_path, read_profile, steps
 

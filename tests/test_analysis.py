@@ -13,12 +13,12 @@ from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
 from utils.analysis.scores import by_class, by_image, distance_tables, summary, worst_masks
 from utils.analysis.wrists import AUTO, bent_share, bent_wrists, masks_wrist_angle
+from utils.data import significance
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
-from utils.errors import Problems
-from utils.files import ROOT, read_json, write_json, write_table
-from utils.masks import resampling, rle
+from utils.files import ROOT, Problems, read_json, write_json, write_table
+from utils.masks import rle
 
 CLASSES = ["Radius", "Ulna", "Lunate"]
 PEOPLE, IMAGES = 20, 40
@@ -267,7 +267,7 @@ def test_results_of_different_data_are_refused(outputs, tmp_path):
 
 
 def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(outputs, monkeypatch):
-    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
+    monkeypatch.setattr(significance, "RESAMPLES", 1000)
     a = open_scores("first/unet", outputs)
     images, wrong = a.images.assign(bent=False), 0
     for seed in range(200):

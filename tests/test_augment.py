@@ -16,7 +16,7 @@ from utils.data.competition import read_classes, read_index
 from utils.data.mixing import _align, cut_mix, paste_bones
 from utils.data.warping import affine, cut, draw_field, flip, transform_matrix, warp
 from utils.data.wrist import LIMIT, Bend, Wrist, draw_bend, find_wrist
-from utils.errors import Problems
+from utils.files import Problems
 from utils.masks.sparse import SparseMaps
 from utils.pipeline.profile import ProfileError, steps
 

@@ -16,7 +16,7 @@ from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.fold_data import FoldData, check_crops
 from utils.data.loader import dense_labels, normalise, training_loader
 from utils.data.warping import draw_corner
-from utils.errors import Problems
+from utils.files import Problems
 from utils.inference.predict import Predictor, predict_masks
 from utils.masks.dice import dice_of_masks
 from utils.models.base import PaddedModel

@@ -20,8 +20,7 @@ from utils import registry
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
-from utils.errors import Problems
-from utils.files import ROOT, read_json
+from utils.files import ROOT, Problems, read_json
 from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
 from utils.inference.export import FILES, Exportable, export, first_line, quiet
 from utils.inference.parity import compare, open_exported, torch_runner

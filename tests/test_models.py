@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils import registry
-from utils.errors import Problems
-from utils.files import ROOT
+from utils.files import ROOT, Problems
 from utils.models import ModelError, build_model, list_models
 from utils.models.base import PaddedModel, start_from_prior
 from utils.models.smp import timm_name

@@ -19,8 +19,7 @@ from utils.data.augment import Augmenter, as_augmenter, build_augmentation
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.flip import FlipRule, flip_rule
 from utils.data.fold_data import FoldData
-from utils.errors import Problems
-from utils.files import ROOT
+from utils.files import ROOT, Problems
 from utils.models import ModelError, list_models
 from utils.models.checkpoint import load_checkpoint, read_config
 from utils.registry import UnknownPart, find_part, list_parts, load_plugins, named_parts, register_loss

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from utils.errors import Problems
+from utils.files import Problems
 from utils.inference.postprocess import build_postprocess
 from utils.masks import rle
 from utils.masks.pieces import find_pieces

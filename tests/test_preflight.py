@@ -11,8 +11,7 @@ from tests.fake_run import FakeRun
 from utils import submission
 from utils.data.cache import Cache
 from utils.data.competition import HAND_BONES, read_classes, read_index
-from utils.errors import Problems
-from utils.files import ROOT, read_json, write_json
+from utils.files import ROOT, Problems, read_json, write_json
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.pipeline import preflight, resources, try_parts

@@ -89,7 +89,7 @@ def test_notebooks_start_with_the_same_lines():
     assert len(setups) <= 1
 
 
-FOUNDATION = ("errors", "files", "registry", "params", "device")
+FOUNDATION = ("files", "registry", "params", "device")
 FLOORS = (
     {"masks"},
     {"data", "models"},

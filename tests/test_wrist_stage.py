@@ -15,8 +15,7 @@ from utils.data.cache import Cache
 from utils.data.fold_data import FoldData, check_crops
 from utils.data.loader import dense_labels, training_loader
 from utils.data.wrist import CARPALS, Windows, carpal_corner, carpal_numbers
-from utils.errors import Problems
-from utils.files import write_json
+from utils.files import Problems, write_json
 from utils.inference.ensemble import find_fold_models, hard_vote, soft_vote
 from utils.inference.predict import Predictor, predict_masks, worst_images
 from utils.inference.probabilities import LEVELS, ProbabilityStore, quantised

@@ -12,8 +12,7 @@ import torch
 
 from tests.notebooks import papermill, pictures
 from tests.yolo import Environment, make_shapes
-from utils.errors import Problems
-from utils.files import ROOT, read_json
+from utils.files import ROOT, Problems, read_json
 from utils.formats import coco_rle
 from utils.formats.predicted import results_of_instances
 from utils.inference.ensemble import find_fold_models

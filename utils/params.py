@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from utils.errors import Problems, unknown
+from utils.files import Problems, unknown
 
 MOST_VALUES = 100_000
 """Values in a YAML text, each counted as often as an alias repeats it; a profile has some hundred."""

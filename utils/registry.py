@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.errors import Problems, unknown
-from utils.files import resolve, shown
+from utils.files import Problems, resolve, shown, unknown
 
 PARAMETERS = {"architecture": "model", "architectures": "model"}
 PARAMETERS |= {kind: kind for kind in ("loss", "augmentation", "optimizer", "schedule", "tta")}

@@ -22,8 +22,7 @@ from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scor
 from utils.analysis.scores import by_class, by_image, summary
 from utils.analysis.wrists import AUTO, bent_share
 from utils.data.competition import read_index
-from utils.errors import Problems
-from utils.files import read_json, resolve, shown, write_table
+from utils.files import Problems, read_json, resolve, shown, write_table
 from utils.masks.surface import Distances
 
 

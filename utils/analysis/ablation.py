@@ -13,9 +13,8 @@ from utils.analysis.comparison import compare
 from utils.analysis.experiments import IGNORED, model_minutes, model_parameters
 from utils.analysis.results import ENSEMBLE, Scores, members, read_scores
 from utils.analysis.scores import ALL, BENT
-from utils.errors import Problems, unknown
-from utils.files import read_json
-from utils.masks.resampling import LEVEL
+from utils.data.significance import LEVEL
+from utils.files import Problems, read_json, unknown
 
 VARIANTS = Path("07_analysis", "variants")
 """Where notebook 07 puts the scores of other ways to predict, see `utils.inference.variants`."""

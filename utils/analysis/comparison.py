@@ -7,9 +7,8 @@ import pandas as pd
 
 from utils.analysis.results import ENSEMBLE, VOTE, Scores, check_same_data
 from utils.analysis.scores import ALL, grouped
-from utils.errors import Problems
-from utils.files import read_json
-from utils.masks.resampling import LEVEL, Estimate, sign_flip_p
+from utils.data.significance import LEVEL, Estimate, sign_flip_p
+from utils.files import Problems, read_json
 
 
 @dataclass(frozen=True)

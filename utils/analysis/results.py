@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import Problems, unknown
-from utils.files import ROOT, read_json, resolve, shown
+from utils.files import ROOT, Problems, read_json, resolve, shown, unknown
 
 OUTPUTS = ROOT / "outputs"
 ENSEMBLE, BASELINE = "ensemble", "baseline"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from utils.analysis.results import Scores
+from utils.data.significance import Estimate, bootstrap
 from utils.files import cores
-from utils.masks.resampling import Estimate, bootstrap
 from utils.masks.surface import Distances, surface_distances
 
 if TYPE_CHECKING:  # it imports torch, which the command line does without

@@ -13,7 +13,7 @@ from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.mixing import cut_mix, paste_bones
 from utils.data.warping import affine, cut, draw_corner, draw_field, flip, transform_matrix, warp
 from utils.data.wrist import draw_bend, find_wrist
-from utils.errors import Problems
+from utils.files import Problems
 from utils.masks.sparse import Patches, SparseMaps
 from utils.registry import build_part, register_augmentation
 

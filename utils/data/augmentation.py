@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from utils.errors import Problems, unknown
+from utils.files import Problems, unknown
 from utils.params import NUMBER
 
 Share = Annotated[FiniteFloat, NUMBER, Field(ge=0, le=1)]

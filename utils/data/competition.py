@@ -17,7 +17,7 @@ import pandas as pd
 
 from utils.data.findings import DataError, Finding
 from utils.data.png import DamagedImage, read_header
-from utils.errors import nearest
+from utils.files import nearest
 
 HAND_BONES = (
     *(f"finger-{i}" for i in range(1, 20)),

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from utils.errors import Problems
+from utils.files import Problems
 
 
 class DataError(Problems):

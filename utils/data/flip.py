@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.data.cache import Cache
-from utils.errors import Problems, unknown
+from utils.files import Problems, unknown
 
 SAME_SIDE = 0.95
 """Classes keep their side if one lies left of the other in at least this share of the images that have both."""

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.wrist import CARPALS, Windows, carpal_numbers, has_wrist
-from utils.errors import Problems
+from utils.files import Problems
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 

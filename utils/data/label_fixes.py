@@ -25,8 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from utils.data.competition import MOST_BYTES, read_classes, read_index
 from utils.data.findings import DataError
-from utils.errors import unknown
-from utils.files import replacing_folder, resolve, shown, write_if_changed
+from utils.files import replacing_folder, resolve, shown, unknown, write_if_changed
 from utils.params import load_yaml
 
 FIXED = "fixed_labels"

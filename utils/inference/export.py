@@ -26,8 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from utils.data.loader import normalise
-from utils.errors import Problems, unknown
-from utils.files import replacing_folder, write_json
+from utils.files import Problems, replacing_folder, unknown, write_json
 from utils.inference.fold_norms import fold_norms
 from utils.models.base import PaddedModel
 from utils.models.checkpoint import Config, save_checkpoint

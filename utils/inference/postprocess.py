@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from utils.errors import Problems, unknown
+from utils.files import Problems, unknown
 from utils.masks import rle
 from utils.masks.pieces import cut_rows, find_pieces, label_runs
 from utils.masks.rle import Runs

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from utils.data.cache import Cache
+from utils.data.significance import LEVEL, sign_flip_p
 from utils.inference.ensemble import FoldModel, vote_images
 from utils.inference.postprocess import build_postprocess
 from utils.masks.dice import dice_of_masks, dice_table, mean_dice
-from utils.masks.resampling import LEVEL, sign_flip_p
 
 THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 """The thresholds that `choose_thresholds` tries."""
@@ -124,7 +124,7 @@ class Weights:
     best: each model's weight, chosen on all images; 0 leaves the model out. dice: images × classes, of the vote with
     these weights. equal: mean Dice with equal weights. crossed: mean Dice if each fold is scored with the weights that
     are best on the other folds; it is the Dice to expect on new people. p: of the difference between these two, see
-    `masks.resampling.sign_flip_p`.
+    `data.significance.sign_flip_p`.
     """
 
     best: dict[str, float]

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from utils.data.cache import Cache
+from utils.data.significance import LEVEL, sign_flip_p
 from utils.data.wrist import CARPALS, carpal_numbers
 from utils.inference.ensemble import FoldModel, find_fold_models, soft_vote
 from utils.inference.in_order import in_order
 from utils.inference.probabilities import Stored
 from utils.masks.dice import dice_of_masks
-from utils.masks.resampling import LEVEL, sign_flip_p
 from utils.masks.sparse import SparseMaps
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from utils.errors import Problems
-from utils.files import replacing_folder
+from utils.files import Problems, replacing_folder
 from utils.inference.probabilities import ProbabilityStore
 from utils.models.instances import Instances, class_logits
 from utils.models.yolo import device_name, open_yolo, quiet

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.errors import unknown
+from utils.files import unknown
 from utils.models.instances import Instances, instances_of
 from utils.models.windows import sliding_windows
 

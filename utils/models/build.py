@@ -4,7 +4,7 @@ import inspect
 import json
 from typing import Any
 
-from utils.errors import unknown
+from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
 from utils.registry import find_part, list_parts
 

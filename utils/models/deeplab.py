@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.ops.misc import Conv2dNormActivation
 
-from utils.errors import unknown
+from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel
 from utils.models.blocks import VGG16, EncoderHead, atrous_pyramid, convolve_twice, upsample_to
 from utils.models.weights import load_torchvision

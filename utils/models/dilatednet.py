@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from utils.errors import unknown
+from utils.files import unknown
 from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.blocks import VGG16, upsample_to
 from utils.models.weights import load_torchvision

@@ -8,7 +8,7 @@ import timm
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
-from utils.errors import unknown
+from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
 from utils.models.metadata import WithMetadata
 from utils.models.supervised import DeeplySupervised

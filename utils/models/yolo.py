@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import unknown
-from utils.files import ROOT, replacing, resolve, shown
+from utils.files import ROOT, replacing, resolve, shown, unknown
 from utils.models.base import ModelError
 
 HELP = (

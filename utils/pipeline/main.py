@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import Problems
-from utils.files import ROOT, WORKS_FOR, shown
+from utils.files import ROOT, WORKS_FOR, Problems, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_run
 from utils.pipeline.hours import expected_hours
 from utils.pipeline.leftovers import OWNER, clean_up, end_processes

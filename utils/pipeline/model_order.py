@@ -3,7 +3,7 @@
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from utils.errors import unknown
+from utils.files import unknown
 
 NETWORK = ("architecture", "encoder", "model_options")
 """Parameters of 03 that make a network, which one that starts from another's weights must share."""

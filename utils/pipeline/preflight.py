@@ -17,8 +17,7 @@ from utils.data.check import DataReport, check_data
 from utils.data.competition import HAND_BONES, read_classes
 from utils.data.findings import DataError, Finding
 from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index
-from utils.errors import Problems
-from utils.files import ROOT, read_json, shown, write_json
+from utils.files import ROOT, Problems, read_json, shown, write_json
 from utils.pipeline import resources
 from utils.pipeline.changes import WITHOUT_EFFECT, RunError, fingerprint
 from utils.pipeline.leftovers import OWNER

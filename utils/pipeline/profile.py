@@ -16,8 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.data.augmentation import read_augmentation
-from utils.errors import Problems, unknown
-from utils.files import ROOT, resolve, shown
+from utils.files import ROOT, Problems, resolve, shown, unknown
 from utils.inference.postprocess import build_postprocess
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
 from utils.pipeline.model_order import check_votes, find_chains, find_wrist_stages, is_voter

@@ -24,8 +24,7 @@ from utils.data.flip import flip_rule
 from utils.data.fold_data import check_crops
 from utils.data.loader import TrainingSet, stack
 from utils.device import Precision, choose_device, tune_process
-from utils.errors import Problems
-from utils.files import read_json, resolve, write_json
+from utils.files import Problems, read_json, resolve, write_json
 from utils.inference.tta import build_tta
 from utils.inference.weights import model_weights
 from utils.masks.sparse import SparseMaps

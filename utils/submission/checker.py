@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError
-from utils.errors import nearest
+from utils.files import nearest
 from utils.masks import rle
 from utils.submission.csv_file import KEY, expected_rows, read
 

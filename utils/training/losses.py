@@ -7,7 +7,7 @@ import torch
 from segmentation_models_pytorch.losses import FocalLoss, LovaszLoss, TverskyLoss
 from torch import nn
 
-from utils.errors import Problems
+from utils.files import Problems
 from utils.registry import build_part, register_loss
 
 BLOCK = {"cpu": 2**18, "cuda": 2**24}

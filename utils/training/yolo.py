@@ -14,8 +14,8 @@ import torch
 
 from utils.data.fold_data import FoldData
 from utils.device import candidates
-from utils.errors import Problems
 from utils.files import (
+    Problems,
     Progress,
     delete_temporary,
     read_json,

@@ -12,9 +12,10 @@ from scipy import ndimage, stats
 
 from tests import reference
 from tests.strategies import floats
+from utils.data import significance
+from utils.data.significance import FEW, RESAMPLES, bootstrap, sign_flip_p
 from utils.files import ROOT
-from utils.masks import resampling, rle
-from utils.masks.resampling import FEW, RESAMPLES, bootstrap, sign_flip_p
+from utils.masks import rle
 from utils.masks.surface import surface_distances
 
 PEOPLE = np.repeat(np.arange(10), 2)
@@ -63,7 +64,7 @@ def test_the_interval_is_that_of_all_resamples_for_groups_of_few_people_with_dif
 
 @pytest.mark.parametrize("people", [2, 4, FEW, 12, 40])
 def test_95_of_100_intervals_contain_the_true_mean(people, monkeypatch):
-    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
+    monkeypatch.setattr(significance, "RESAMPLES", 1000)
     rng = np.random.default_rng(people)
     of_image = np.repeat(np.arange(people), 2)
     found = [
