@@ -9,6 +9,7 @@ import pytest
 
 from utils.files import ROOT
 
+pytestmark = pytest.mark.slow
 FILES = {"metrics": ["a.json"], "table": ["a.csv"], "store": ["a.png.npz"], "checkpoint": ["best"]}
 FILES |= {"resume file": ["resume.ckpt"], "cache": []}
 

@@ -16,6 +16,7 @@ def small(tmp_path):
     small.stop()
 
 
+@pytest.mark.slow
 def test_after_a_failed_fold_model_and_kills_everything_is_as_in_an_undisturbed_run(small):
     small.clear()
     assert small.finish(starts=1) == (0, 1), small.printed.read_text()

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from utils.files import ROOT
 
 
+@pytest.mark.slow
 def test_twenty_rounds_leave_nothing_behind():
     command = [sys.executable, "-m", "tests.memory", "--soak", "--rounds", "20"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

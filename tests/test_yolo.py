@@ -81,6 +81,7 @@ def made(environment, shapes, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_variant_of_ultralytics_keeps_this_cv2(environment):
     import cv2
 
@@ -88,6 +89,7 @@ def test_the_variant_of_ultralytics_keeps_this_cv2(environment):
     assert found.split() == [cv2.__file__, cv2.__version__]
 
 
+@pytest.mark.slow
 def test_the_projects_own_profile_passes(environment):
     script = (
         "from utils.pipeline.profile import profile_path, steps\nfrom utils.pipeline.try_parts import try_parts\n"
@@ -96,6 +98,7 @@ def test_the_projects_own_profile_passes(environment):
     assert environment.run("python", "-c", script, cwd=ROOT).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_notebook_gives_what_other_fold_models_give(made, shapes):
     folds = pd.read_csv(made / "folds.csv")
     held_out = set(folds.loc[folds["fold"] == 0, "image_name"])
@@ -113,6 +116,7 @@ def test_the_notebook_gives_what_other_fold_models_give(made, shapes):
     assert list((made / "09_yolo/semantic/fold0/export").glob("*.torchscript"))
 
 
+@pytest.mark.slow
 def test_yolo_votes_and_stands_on_the_leaderboard(made):
     found = {m.model: m.config for m in find_fold_models(made)}
     assert found.keys() == {"instances", "semantic"} and found["instances"].architecture == "ultralytics/yolo26n-seg"
@@ -125,6 +129,7 @@ def test_yolo_votes_and_stands_on_the_leaderboard(made):
         assert row["oof_dice"] == pytest.approx(alone["oof_dice"]) and row["minutes"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_ultralytics_own_validation(environment, made, tmp_path):
     folder = made / "09_yolo" / "instances" / "fold0"
     given = {"model": folder / "best/yolo.pt", "data": folder / "data/dataset.yaml", "imgsz": 96, "batch": 2}
@@ -143,6 +148,7 @@ def test_the_table_is_that_of_ultralytics_own_validation(environment, made, tmp_
     assert table.loc["all", "Dice"] == pytest.approx(read_json(folder / "metrics.json")["oof_dice"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_another_one_starts_anew(environment, shapes, tmp_path):
     command = [environment.bin / "python", "-c", SETTINGS, tmp_path, shapes]
     more = {"env": environment.variables(), "cwd": ROOT, "text": True, "stdout": subprocess.PIPE}
@@ -167,6 +173,7 @@ def test_an_interrupted_training_goes_on_and_another_one_starts_anew(environment
     assert not list((tmp_path / "trained").glob("resume*"))
 
 
+@pytest.mark.slow
 def test_a_question_to_the_network_would_be_seen(environment, tmp_path):
     variables = environment.variables() | {"NETWORK_LOG": str(tmp_path / "log")}
     command = [environment.bin / "python", "-c", "import socket; socket.create_connection(('192.0.2.1', 80))"]
@@ -182,6 +189,7 @@ def test_without_ultralytics_one_line_says_what_to_do(tmp_path):
     assert try_parts(steps, ["bone"], 8) == ([f"09_yolo y: {HELP}"], {})  # before a run starts
 
 
+@pytest.mark.slow
 def test_networks_and_options_are_checked_before_anything_is_spent(environment, tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     script = """

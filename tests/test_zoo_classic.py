@@ -69,6 +69,7 @@ def test_parameters_are_the_papers(name, classes, millions, options):
     zoo.check_parameter_count(name, classes, millions, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -105,6 +105,7 @@ def test_variants_without_a_figure_of_their_own_build(name):
         assert build_model(name).made_from["architecture"] == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training"),
     [
