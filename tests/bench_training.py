@@ -161,13 +161,15 @@ def fed_steps() -> list[dict]:
     """A training step of the sample profile's models fed by the loader, beside the same step on a fixed batch."""
     table, classes, _ = data()
     profile = read_profile(profile_path("sample"))
-    size, batch_size = profile.train["image_size"], profile.train["batch_size"]
-    cache = warm_cache(size)
+    batch_size = profile.train["batch_size"]
     rows = []
     for name, options in profile.models.items():
+        options = profile.train | options
+        size = options.get("image_size", 512)
+        cache = warm_cache(size)
         torch.manual_seed(0)
         model = build_model(
-            options["architecture"], len(classes), options.get("encoder"), **options["model_options"]
+            options["architecture"], len(classes), options.get("encoder"), **options.get("model_options", {})
         ).train()
         optimizer, loss = torch.optim.AdamW(model.parameters(), 1e-4), build_loss("bce_dice")
         loader = training_loader(FoldData(cache, table, table[:0]), Augmenter(Augmentation()), batch_size, seed=0)
