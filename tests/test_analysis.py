@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from utils.analysis.__main__ import main
-from utils.analysis.comparison import compare
+from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
 from utils.analysis.scores import by_class, by_image, distance_tables, summary, worst_masks
@@ -208,7 +208,7 @@ def test_the_share_of_bent_test_wrists_is_measured_on_a_submission(sample):
 
 def test_a_better_result_is_named_with_its_gain_and_interval(outputs):
     a, b = (open_scores(f"first/{name}", outputs) for name in ("unet", "fpn"))
-    found = compare(a, b, 0.57)
+    found = compare_scores(a, b, 0.57)
     gain = (dice(0.004, 1) - dice()).to_numpy().mean()
     assert found.winner == "first/fpn" and found.p < 0.05 and found.notes == []
     assert found.estimate.mean == pytest.approx(gain) and 0 < found.estimate.low < gain < found.estimate.high
@@ -220,7 +220,7 @@ def test_a_better_result_is_named_with_its_gain_and_interval(outputs):
 
 def test_swapping_the_results_changes_the_sign_only(outputs):
     a, b = open_scores("first/unet", outputs), open_scores("second", outputs)
-    one, other = compare(a, b), compare(b, a)
+    one, other = compare_scores(a, b), compare_scores(b, a)
     assert one.p == other.p and one.winner == other.winner == "second/unet" and one.verdict == other.verdict
     assert one.estimate == pytest.approx((-other.estimate.mean, -other.estimate.high, -other.estimate.low))
     note = "20 of the 40 images of first/unet are not in the other and not used"
@@ -229,19 +229,19 @@ def test_swapping_the_results_changes_the_sign_only(outputs):
 
 def test_no_difference_is_said_plainly(outputs, tmp_path):
     a = open_scores("first/unet", outputs)
-    same = compare(a, a)
+    same = compare_scores(a, a)
     assert same.p == 1 and same.verdict == "no difference can be shown: first/unet and first/unet have the same scores"
     noise = read_scores(make_run(tmp_path / "noise", {"unet": dice(0, 5)}, vote=False))
-    found = compare(a, noise)
+    found = compare_scores(a, noise)
     assert found.winner == "" and found.verdict.startswith("no difference can be shown: noise/unet − first/unet = ")
-    few = compare(a, read_scores(make_run(tmp_path / "few", {"unet": dice(0.1)}, [0], vote=False)))
+    few = compare_scores(a, read_scores(make_run(tmp_path / "few", {"unet": dice(0.1)}, [0], vote=False)))
     assert few.winner == "" and "5 people are too few" in few.notes[1]
     run = make_run(tmp_path / "tuned", {"unet": dice()})
     write_json(run / "05_ensemble" / "metrics.json", {"oof_dice_cross_fitted": 0.8765})
-    assert "chosen by these scores" in compare(a, read_scores(run)).notes[0]
-    assert compare(a, read_scores(run, "unet")).notes == []
+    assert "chosen by these scores" in compare_scores(a, read_scores(run)).notes[0]
+    assert compare_scores(a, read_scores(run, "unet")).notes == []
     moved = a.images.assign(fold=(a.images["fold"] + 1) % 4)
-    notes = compare(a, Scores("x/unet", a.run, a.dice, moved, tta=False)).notes
+    notes = compare_scores(a, Scores("x/unet", a.run, a.dice, moved, tta=False)).notes
     assert "40 of the 40 shared images were in another fold" in notes[0]
     assert "x/unet was scored without test-time augmentation" in notes[1]
 
@@ -249,21 +249,21 @@ def test_no_difference_is_said_plainly(outputs, tmp_path):
 def test_results_of_different_data_are_refused(outputs, tmp_path):
     a = open_scores("first/unet", outputs)
     with pytest.raises(Problems, match=r"image00\.png has 1000 and 900 bytes") as error:
-        compare(a, read_scores(make_run(tmp_path / "sizes", {"unet": dice()}, vote=False, sizes=900)))
+        compare_scores(a, read_scores(make_run(tmp_path / "sizes", {"unet": dice()}, vote=False, sizes=900)))
     assert len(error.value.problems) == IMAGES
     renamed = dice().rename(columns={"Lunate": "Hamate"})
     with pytest.raises(Problems, match="classes differ"):
-        compare(a, read_scores(make_run(tmp_path / "classes", {"unet": renamed}, vote=False)))
+        compare_scores(a, read_scores(make_run(tmp_path / "classes", {"unet": renamed}, vote=False)))
     other = read_scores(make_run(tmp_path / "folder", {"unet": dice()}, vote=False, data="data/other"))
-    assert compare(a, other).p == 1, "a copy of the same files elsewhere is the same data"
+    assert compare_scores(a, other).p == 1, "a copy of the same files elsewhere is the same data"
     (other.run / "data.json").unlink()
     with pytest.raises(Problems, match="data folders are data/sample and data/other"):
-        compare(a, other)
+        compare_scores(a, other)
     with pytest.raises(Problems, match=r"image03\.png belongs to ID001 and to ID9"):
-        compare(a, Scores("x/y", a.run, a.dice, a.images.assign(ID=a.images["ID"].replace("ID001", "ID9"))))
+        compare_scores(a, Scores("x/y", a.run, a.dice, a.images.assign(ID=a.images["ID"].replace("ID001", "ID9"))))
     one, two = (read_scores(make_run(tmp_path / f"{n}", {"unet": dice()}, [n], vote=False)) for n in (0, 1))
     with pytest.raises(Problems, match="their folds are 0 and 1"):
-        compare(one, two)
+        compare_scores(one, two)
 
 
 def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(outputs, monkeypatch):
@@ -275,7 +275,7 @@ def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(
         of_person = np.repeat(rng.normal(0, 0.01, (PEOPLE, 1)), 2, axis=0)  # both hands are better, or both worse
         values = of_person + rng.normal(0, 0.01, a.dice.shape)
         b = Scores("x/b", a.run, (a.dice.sort_index() + values).loc[a.dice.index], images)
-        wrong += compare(Scores("x/a", a.run, a.dice, images), b).winner != ""
+        wrong += compare_scores(Scores("x/a", a.run, a.dice, images), b).winner != ""
     assert 3 <= wrong <= 19, "5 % of 200 is 10; 99.7 % of such experiments give 3 to 19"
 
 
@@ -330,7 +330,7 @@ def test_partial_ensembles_and_single_people_are_shown_as_such(tmp_path):
     assert table.loc["ensemble", "state"] == "4 of 8 fold models" and table.loc["unet", "state"] == "2 of 4 folds"
     assert np.isnan(table.loc["ensemble", "low"]) and "nan" not in as_text(table.reset_index())
     one = read_scores(run)
-    assert compare(one, read_scores(run, "fpn")).verdict.endswith("on one person")
+    assert compare_scores(one, read_scores(run, "fpn")).verdict.endswith("on one person")
 
 
 def test_the_commands_list_compare_and_report(outputs, tmp_path, capsys):

@@ -13,11 +13,11 @@ from matplotlib.contour import QuadContourSet
 from PIL import Image
 
 from utils import figures
-from utils.analysis.comparison import compare
+from utils.analysis.comparison import compare_scores
 from utils.analysis.results import Scores
 from utils.analysis.scores import by_class
 from utils.data.competition import HAND_BONES
-from utils.figures.analysis import BETTER, WORSE
+from utils.figures.comparisons import BETTER, WORSE
 from utils.figures.overlays import FALSE, MISSED
 from utils.figures.style import new_figure
 from utils.masks import rle
@@ -277,7 +277,7 @@ def test_class_scores_show_what_is_known(classes, known):
 def test_differences_name_both_results_and_colour_the_winner(monkeypatch):
     monkeypatch.setattr("utils.analysis.comparison.check_same_data", lambda a, b: None)
     one, other = judged("some-run/unetplusplus-effb4"), judged("another-run/deeplabv3plus-resnet101", 0.02)
-    pairs = [compare(one, other), compare(other, one), compare(one, judged("x/y", 0, 1))]
+    pairs = [compare_scores(one, other), compare_scores(other, one), compare_scores(one, judged("x/y", 0, 1))]
     figure = figures.differences(pairs)
     assert not cropped(figure)
     ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]

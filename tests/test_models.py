@@ -20,8 +20,8 @@ from utils import registry
 from utils.files import ROOT, Problems
 from utils.models import ModelError, build_model, list_models
 from utils.models.base import PaddedModel, start_from_prior
+from utils.models.pretrained import normalisation
 from utils.models.smp import timm_name
-from utils.models.weights import normalisation
 from utils.training.losses import build_loss
 
 THIN = "tu-mobilenetv3_small_050"

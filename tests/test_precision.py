@@ -23,7 +23,7 @@ from utils.inference.fold_norms import fold_norms
 from utils.inference.predict import Predictor
 from utils.models import build_model
 from utils.models.base import ModelError
-from utils.models.weights import packaged_state
+from utils.models.pretrained import packaged_state
 from utils.training import precision as choosing
 from utils.training.losses import BceDice, build_loss
 

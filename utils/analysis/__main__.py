@@ -16,7 +16,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from utils.analysis import ablation
-from utils.analysis.comparison import compare
+from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scores
 from utils.analysis.scores import by_class, by_image, summary
@@ -64,7 +64,7 @@ def _table(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace) -> None:
     a, b = (open_scores(name, given.outputs) for name in (given.a, given.b))
-    found = compare(a, b, pd.Series([_share(scores, given.bent_share)[0] for scores in (a, b)]).mean())
+    found = compare_scores(a, b, pd.Series([_share(scores, given.bent_share)[0] for scores in (a, b)]).mean())
     print(f"a = {a.name}, b = {b.name}\n")
     print(_lines(found.rows), "\nclasses that gain and lose most:", sep="\n")
     some = found.classes if len(found.classes) <= 6 else pd.concat([found.classes.head(3), found.classes.tail(3)])

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, t
 from tabulate import tabulate
 
-from utils.analysis.comparison import compare
+from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import IGNORED, model_minutes, model_parameters
 from utils.analysis.results import ENSEMBLE, Scores, members, read_scores
 from utils.analysis.scores import ALL, BENT
@@ -119,7 +119,7 @@ def seed_noise(scores: Sequence[Scores]) -> float:
 
 def _row(technique: str, before: Scores, scores: Scores, noise: float = float("nan")) -> dict:
     """One row of the table, but for its minutes; noise: NaN for none."""
-    found = compare(before, scores)
+    found = compare_scores(before, scores)
     on_all = found.rows.loc[ALL]
     gain, low, high = found.estimate
     seen = found.winner and not abs(gain) <= noise

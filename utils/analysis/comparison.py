@@ -56,7 +56,7 @@ class Comparison:
         return f"no difference can be shown: {found}"
 
 
-def compare(a: Scores, b: Scores, bent_share: float = float("nan")) -> Comparison:
+def compare_scores(a: Scores, b: Scores, bent_share: float = float("nan")) -> Comparison:
     """Compare two results of the same data on the images that both scored; `bent_share`: see `summary`.
 
     A winner is named if both the sign-flip test and the bootstrap interval, each by person, exclude a difference of 0

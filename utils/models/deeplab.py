@@ -14,7 +14,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel
 from utils.models.blocks import VGG16, EncoderHead, atrous_pyramid, convolve_twice, upsample_to
-from utils.models.weights import load_torchvision
+from utils.models.pretrained import load_torchvision
 from utils.registry import register_model
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from utils.files import unknown
 from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.blocks import VGG16, upsample_to
-from utils.models.weights import load_torchvision
+from utils.models.pretrained import load_torchvision
 from utils.registry import register_model
 
 DILATIONS = (1, 1, 2, 4, 8, 16, 1)

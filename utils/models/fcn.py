@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import VGG16
-from utils.models.weights import load_torchvision
+from utils.models.pretrained import load_torchvision
 from utils.registry import register_model
 
 STRIDES = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}

@@ -7,7 +7,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import convolve_twice, upsample_to
-from utils.models.weights import load_timm
+from utils.models.pretrained import load_timm
 from utils.registry import register_model
 
 NETWORKS = {f"{kind}_w{width}": f"hrnet_w{width}" for kind in ("hrnetv2", "hrnet_ocr") for width in (18, 32, 48, 64)}

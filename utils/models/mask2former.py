@@ -11,8 +11,8 @@ from torch import nn
 from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.blocks import upsample_to
 from utils.models.instances import Instances, boxes_of, targets
+from utils.models.pretrained import hub_state, load_but_heads, read_state
 from utils.models.smp import build_encoder, fill_encoder
-from utils.models.weights import hub_state, load_but_heads, read_state
 from utils.registry import register_model
 
 NETWORKS = {

@@ -18,8 +18,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.instances import Instances, class_logits, targets
+from utils.models.pretrained import load_but_heads, load_state, read_state, torchvision_state
 from utils.models.smp import build_encoder, fill_encoder
-from utils.models.weights import load_but_heads, load_state, read_state, torchvision_state
 from utils.registry import register_model
 
 OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")

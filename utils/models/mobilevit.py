@@ -5,7 +5,7 @@ from torch import nn
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import EncoderHead, atrous_pyramid
-from utils.models.weights import load_timm
+from utils.models.pretrained import load_timm
 from utils.registry import register_model
 
 NETWORKS = {

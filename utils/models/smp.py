@@ -11,8 +11,8 @@ from torch import nn
 from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel, check_options
 from utils.models.metadata import WithMetadata
+from utils.models.pretrained import check_hub, load_state, normalisation, read_state
 from utils.models.supervised import DeeplySupervised
-from utils.models.weights import check_hub, load_state, normalisation, read_state
 from utils.registry import register_model
 
 SET_HERE = ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")

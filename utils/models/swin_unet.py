@@ -6,7 +6,7 @@ from timm.models.swin_transformer import SwinTransformerStage
 from torch import nn
 
 from utils.models.base import PaddedModel
-from utils.models.weights import load_timm
+from utils.models.pretrained import load_timm
 from utils.registry import register_model
 
 BODY = "swin_tiny_patch4_window7_224"

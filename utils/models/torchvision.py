@@ -5,7 +5,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from utils.models.base import PaddedModel
-from utils.models.weights import load_state, read_state, torchvision_state
+from utils.models.pretrained import load_state, read_state, torchvision_state
 from utils.registry import register_model
 
 

@@ -11,7 +11,7 @@ from torchvision.ops.misc import Conv2dNormActivation, ConvNormActivation
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import VGG16
-from utils.models.weights import load_torchvision
+from utils.models.pretrained import load_torchvision
 from utils.registry import register_model
 
 

@@ -10,8 +10,8 @@ from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.blocks import upsample_to
 from utils.models.boxes import anchors, decode, fast_nms
 from utils.models.instances import Instances
+from utils.models.pretrained import load_but_heads, read_state
 from utils.models.smp import build_encoder, fill_encoder
-from utils.models.weights import load_but_heads, read_state
 from utils.models.yolact_losses import Found, inside, losses
 from utils.registry import register_model
 

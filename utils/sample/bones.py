@@ -130,7 +130,7 @@ def turn(points: np.ndarray, degrees: float, centre: tuple[float, float] = (0, 0
     return (points - np.array(centre)) @ np.array([[c, -s], [s, c]]) + centre
 
 
-def outline(control: np.ndarray, vary: Variation, count: int = 96) -> np.ndarray:
+def bone_outline(control: np.ndarray, vary: Variation, count: int = 96) -> np.ndarray:
     """A closed smooth curve, float (count, 2), through the control points (n, 2) in mm, with small irregularities."""
     closed = np.vstack([control, control[:1]])
     steps = np.hypot(*np.diff(closed, axis=0).T) ** 0.6
@@ -163,7 +163,7 @@ def add_digits(hand: Hand, vary: Variation, rng: np.random.Generator) -> None:
             length = LENGTHS[digit][joint] * size * (1 + vary(0.018)) * flexion
             half = WIDTHS[digit][joint] * (1 + vary(0.035))
             control = _finger_bone(digit, joint, half, length, vary)
-            hand.outlines[name] = turn(outline(control, vary), angle) + position
+            hand.outlines[name] = turn(bone_outline(control, vary), angle) + position
             hand.axes[name] = ends = turn(np.array([[0, 0], [0, length]]), angle) + position
             if digit == joint == 0:
                 _add_sesamoids(hand, position, angle, length, rng)
@@ -222,7 +222,7 @@ def add_carpals(hand: Hand, vary: Variation, names: tuple[str, ...], stretch: fl
         if name == "Scaphoid":
             shape = turn(turn(shape, 40) * (1, stretch), -40)
             place = place + np.array([-3, 4]) * (stretch - 1)
-        hand.outlines[name] = turn(outline(shape, vary), vary(2.0)) + place
+        hand.outlines[name] = turn(bone_outline(shape, vary), vary(2.0)) + place
         hand.axes[name] = place + np.array([[0, -8], [0, 8.0]])
 
 
@@ -231,7 +231,7 @@ def add_forearm(hand: Hand, vary: Variation) -> None:
     for name, points in ARM.items():
         control = np.array(points, dtype=float)
         control = (control + vary(0.3, control.shape)) * (1 + vary(0.025), 1) + vary(0.5, 2)
-        hand.outlines[name] = outline(control, vary, 220)
+        hand.outlines[name] = bone_outline(control, vary, 220)
         middle = control[control[:, 1] < -60, 0].mean()
         hand.axes[name] = np.array([[middle, -175], [middle, control[:, 1].max()]])
     for x, width in ((-9, 19.5), (1, 20), (14, 17.5)):

@@ -1,19 +1,22 @@
-"""Draw the figures of the analysis: Dice by class with intervals, paired differences, Dice over minutes."""
+"""Draw comparisons: of classes, of models (paired differences, ablation), and of what their Dice costs."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from utils.analysis.ablation import Ablation
 from utils.analysis.comparison import Comparison
 from utils.figures.charts import KINDS
-from utils.figures.model_zoo import name_points
+from utils.figures.overlays import halo
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
 
 BETTER, WORSE = PALETTE[2], PALETTE[3]
+FAMILY_COLOURS = (*PALETTE[:6], "#8E5BD0", SOFT, INK)
 WIDE = 0.03
 """Difference of Dice above which the axis of an ablation becomes logarithmic from a third of it on."""
 
@@ -131,3 +134,89 @@ def dice_over_minutes(table: pd.DataFrame) -> Figure:
     best = known["dice"] == known["dice"].max()
     name_points(ax, known["minutes"], known["dice"], known["run"] + "/" + known["name"], best)
     return figure
+
+
+def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: int) -> Figure:
+    """Dice (0 to 1) against multiply-adds (10⁹, logarithmic axis) of every architecture, one colour per family.
+
+    table: index architecture, columns family, multiply_adds, parameters (millions) and dice; rows without a Dice are
+    left out. The area of a point grows with the parameters; the dotted line connects the architectures that are better
+    than all cheaper ones.
+    """
+    table = table.dropna(subset=["dice"]).sort_values("multiply_adds")
+    figure, (ax,) = new_figure(WIDTH, 6.4)
+    colours = dict(zip(families, FAMILY_COLOURS, strict=False))
+    best = table[table["dice"] >= table["dice"].cummax()]
+    ax.step(best["multiply_adds"], best["dice"], where="post", color=SOFT, linewidth=1, linestyle=":", zorder=1)
+    for name in families:
+        rows = table[table["family"] == name]
+        if len(rows):
+            area = 12 + 5 * rows["parameters"]
+            ax.scatter(rows["multiply_adds"], rows["dice"], s=area, color=colours[name], alpha=0.6, linewidths=0)
+            ax.scatter(rows["multiply_adds"], rows["dice"], s=9, color=colours[name], label=name, zorder=3)
+    ax.set(xscale="log", xlabel=f"10⁹ multiply-adds of a forward pass at {image_size} × {image_size}", ylabel="Dice")
+    ax.set_xlim(table["multiply_adds"].min() / 1.4, table["multiply_adds"].max() * 2.2)
+    ax.margins(y=0.07)
+    ax.grid(color=LINE, linewidth=0.7)
+    ax.set_axisbelow(True)
+    legend = figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([36])
+    name_points(ax, table["multiply_adds"], table["dice"], table.index, table.index.isin(best.index))
+    return figure
+
+
+def instance_scores(table: pd.DataFrame) -> Figure:
+    """The average precision of each class, of boxes and masks, and beside it the Dice and the IoU of its masks.
+
+    table: as `utils.formats.scores.score_coco` gives it, the mean of the classes in the first row.
+    """
+    mean, rows = table.iloc[0], table.iloc[1:].reset_index(drop=True)
+    figure, axes = new_figure(WIDTH, 1.6 + 0.24 * len(rows), 1, 2)
+    places, colours = np.arange(len(rows)), class_colours(rows["class"])
+    shown = [readable(colours[name]) for name in rows["class"]]
+    axes[0].hlines(places, rows["mask mAP50-95"], rows["mask mAP50"], color=shown, linewidth=6, alpha=0.45)
+    dots = {"s": 26, "color": shown, "edgecolor": INK, "linewidths": 0.6, "zorder": 3}
+    axes[0].scatter(rows["mask mAP50-95"], places, **dots)
+    axes[0].scatter(rows["box mAP50-95"], places, s=40, marker="|", color=INK, zorder=4)
+    title = f"mean: mask mAP50 {mean['mask mAP50']:.3f}, mAP50-95 {mean['mask mAP50-95']:.3f}"
+    about = "mask mAP50-95 (dot) to mAP50 (end of the bar); box mAP50-95 (line)"
+    describe(axes[0], title, about, grid="x", rows=rows["class"])
+    axes[1].scatter(rows["Dice"], places, **dots)
+    axes[1].scatter(rows["IoU"], places, s=24, marker="x", color=INK, linewidths=1, zorder=4)
+    describe(axes[1], f"mean Dice {mean['Dice']:.3f}, mIoU {mean['IoU']:.3f}", "Dice (dot), IoU (cross)", "", "x")
+    axes[1].set_yticks(places, [])
+    axes[1].set(ylim=axes[0].get_ylim())
+    for ax in axes:
+        ax.set(xlim=(-0.02, 1.02))
+        ax.set_axisbelow(True)
+    return figure
+
+
+def name_points(
+    ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], bold: Sequence[bool], size: float = 7
+) -> None:
+    """Write the names beside their points (x, y), moved up or down until none covers another name or point.
+
+    A name is on the right of its point, or on the left where the axes would end before it.
+    """
+    ax.figure.draw_without_rendering()
+    to_data, pixel = ax.transData.inverted(), ax.figure.dpi / 72
+    centres = ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_bounds(*(centre - 4 * pixel), 8 * pixel, 8 * pixel) for centre in centres]
+    for across, up, name, strong in sorted(zip(x, y, names, bold, strict=True), key=lambda point: -point[1]):
+        (here, height), width = ax.transData.transform((across, up)), 0.6 * size * pixel * len(name)
+        fits = here + 5 * pixel + width <= ax.bbox.x1
+        edge = here + 5 * pixel if fits else here - 5 * pixel
+        for step in sorted(range(-16, 17), key=abs):
+            middle = height + 4 * pixel * step
+            box = Bbox.from_bounds(edge if fits else edge - width, middle - 4 * pixel, width, 8 * pixel)
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        if abs(step) > 1:
+            ends = to_data.transform([(here, height), (edge - pixel if fits else edge + pixel, middle)])
+            ax.plot(*ends.T, color=SOFT, linewidth=0.5)
+        style = {"fontsize": size, "fontweight": "bold" if strong else "normal", "path_effects": halo(2, "white")}
+        place, ha = to_data.transform((edge, middle)), "left" if fits else "right"
+        ax.text(*place, name, ha=ha, va="center", color=INK, **style)

@@ -1,16 +1,15 @@
-"""Draw instances: boxes, outlines and scores in the image, and the scores of every class."""
+"""Draw what a network finds: instances in the image, and class activation maps."""
 
 import re
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from utils.figures.overlays import Picture, draw_outlines, halo, image_grid, show_image
-from utils.figures.style import INK, WIDTH, class_colours, describe, new_figure, readable
+from utils.figures.style import INK, class_colours
 from utils.models.instances import Instances
 
 
@@ -48,28 +47,25 @@ def instance_overlays(
     return figure
 
 
-def instance_scores(table: pd.DataFrame) -> Figure:
-    """The average precision of each class, of boxes and masks, and beside it the Dice and the IoU of its masks.
+def activations(
+    image: np.ndarray, shares: np.ndarray, truth: Sequence[str], size: tuple[int, int], classes: Sequence[str]
+) -> Figure:
+    """Class activation maps over one image, each with the true outline (blue) and its peak (cross).
 
-    table: as `utils.formats.scores.score_coco` gives it, the mean of the classes in the first row.
+    image: uint8 (h, w) or (h, w, 3); shares: float (classes, h, w), each map as a share of its maximum; truth:
+    full-size RLE, one per class; size: (H, W).
     """
-    mean, rows = table.iloc[0], table.iloc[1:].reset_index(drop=True)
-    figure, axes = new_figure(WIDTH, 1.6 + 0.24 * len(rows), 1, 2)
-    places, colours = np.arange(len(rows)), class_colours(rows["class"])
-    shown = [readable(colours[name]) for name in rows["class"]]
-    axes[0].hlines(places, rows["mask mAP50-95"], rows["mask mAP50"], color=shown, linewidth=6, alpha=0.45)
-    dots = {"s": 26, "color": shown, "edgecolor": INK, "linewidths": 0.6, "zorder": 3}
-    axes[0].scatter(rows["mask mAP50-95"], places, **dots)
-    axes[0].scatter(rows["box mAP50-95"], places, s=40, marker="|", color=INK, zorder=4)
-    title = f"mean: mask mAP50 {mean['mask mAP50']:.3f}, mAP50-95 {mean['mask mAP50-95']:.3f}"
-    about = "mask mAP50-95 (dot) to mAP50 (end of the bar); box mAP50-95 (line)"
-    describe(axes[0], title, about, grid="x", rows=rows["class"])
-    axes[1].scatter(rows["Dice"], places, **dots)
-    axes[1].scatter(rows["IoU"], places, s=24, marker="x", color=INK, linewidths=1, zorder=4)
-    describe(axes[1], f"mean Dice {mean['Dice']:.3f}, mIoU {mean['IoU']:.3f}", "Dice (dot), IoU (cross)", "", "x")
-    axes[1].set_yticks(places, [])
-    axes[1].set(ylim=axes[0].get_ylim())
-    for ax in axes:
-        ax.set(xlim=(-0.02, 1.02))
-        ax.set_axisbelow(True)
+    figure, axes = image_grid(list(classes), [size] * len(classes), 4)
+    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    for ax, plane, text in zip(axes, shares, truth, strict=False):
+        show_image(ax, image, size)
+        heat = np.clip(plane, 0, 1)
+        ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat**0.5, extent=extent)
+        draw_outlines(ax, text, size, image.shape[:2], "#56B4E9", 1.2)
+        if plane.max() <= 0:
+            ax.text(0.5, 0.03, "nothing found", transform=ax.transAxes, ha="center", color="white", fontsize=8)
+            continue
+        y, x = np.unravel_index(plane.argmax(), plane.shape)
+        y, x = (y + 0.5) * size[0] / plane.shape[0], (x + 0.5) * size[1] / plane.shape[1]
+        ax.plot(x, y, marker="+", markersize=10, markeredgewidth=1.6, color="white")
     return figure
