@@ -9,6 +9,8 @@ from hypothesis.extra.numpy import arrays
 from tests import reference
 from utils.masks import digits, rle
 from utils.masks.dice import dice_of_masks
+from utils.masks.masks import Masks, majority
+from utils.submission import combine
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -40,6 +42,51 @@ def test_difference_is_the_pixels_of_one_mask_outside_the_other(drawn: list[np.n
     assert rle.difference(rle.encode(a), rle.encode(b)) == rle.encode(a & ~b)
 
 
+@given(st.integers(1, 6).flatmap(masks), st.data())
+def test_masks_hold_their_pixels(drawn: list[np.ndarray], data: st.DataObject) -> None:
+    size = drawn[0].shape
+    texts = [reference.encode(mask) for mask in drawn]
+    found = Masks.from_regions([(mask, (0, 0)) for mask in drawn], size)
+    assert found.texts() == texts == Masks.from_texts(texts, size).texts() == Masks.from_runs(list(found), size).texts()
+    assert found.areas.tolist() == [mask.sum() for mask in drawn]
+    for number, mask in enumerate(drawn):
+        assert (found.dense(number) == mask).all()
+        part, (top, left) = found.region(number)
+        whole = np.zeros_like(mask)
+        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+        assert (whole == mask).all()
+        assert not part.size or (part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any())
+    numbers = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=5))
+    assert found.select(numbers).texts() == [texts[number] for number in numbers]
+
+
+@given(st.lists(masks(3), min_size=1, max_size=5))
+def test_masks_of_images_of_different_sizes_equal_their_pixels(rows: list[list[np.ndarray]]) -> None:
+    sizes = tuple(np.array([mask[0].shape for mask in rows]).T)
+    columns = [Masks.from_texts([rle.encode(mask) for mask in column], sizes) for column in zip(*rows, strict=True)]
+    a, b, _ = columns
+    assert a.intersections(b).tolist() == [(one & other).sum() for one, other, _ in rows]
+    assert a.same(b).tolist() == [(one == other).all() for one, other, _ in rows]
+    assert a.difference(b).texts() == [reference.encode(one & ~other) for one, other, _ in rows]
+    assert majority(columns, [1, 1, 1], 0).texts() == [reference.encode(np.any(row, axis=0)) for row in rows]
+    weights = [0.5, 0.3, 0.2]
+    sums = [sum(weight * mask for weight, mask in zip(weights, row, strict=True)) for row in rows]
+    assert majority(columns, weights, 0.45).texts() == [reference.encode(total > 0.45) for total in sums]
+    assert a.select(slice(1)).size[0].tolist() == [rows[0][0].shape[0]]
+
+
+def test_masks_past_the_end_of_their_image_are_refused() -> None:
+    with pytest.raises(ValueError, match="mask 1: the last run ends at pixel 7, past the end of an image of 2 rows"):
+        Masks.from_texts(["6 1", "5 3"], (2, 3))
+    with pytest.raises(ValueError, match=r"mask 0: .* 1099511627777, past the end of an image of 2 rows"):
+        Masks.from_texts(["1 1 1099511627776 2", "5 3"], (np.array([2, 8]), np.array([3, 8])))
+    with pytest.raises(ValueError, match="does not fit"):
+        Masks.from_regions([(np.ones((2, 2), bool), (1, 0))], (2, 2))
+    assert Masks.empty(3).texts() == [""] * 3 and Masks.empty(0).texts() == []
+    with pytest.raises(IndexError):
+        Masks.empty(2)[2]
+
+
 @given(masks())
 def test_a_region_is_the_decoded_mask_within_its_box(drawn: list[np.ndarray]) -> None:
     (mask,) = drawn
@@ -53,7 +100,9 @@ def test_a_region_is_the_decoded_mask_within_its_box(drawn: list[np.ndarray]) ->
 @given(st.lists(masks(3), min_size=1, max_size=5), st.integers(1, 3))
 def test_columns_equal_pixels(rows: list[list[np.ndarray]], min_votes: int) -> None:
     columns = [[rle.encode(mask) for mask in column] for column in zip(*rows, strict=True)]
-    assert rle.vote_column(columns, min_votes) == [reference.encode(sum(map(np.int64, r)) >= min_votes) for r in rows]
+    assert combine.vote_column(columns, min_votes) == [
+        reference.encode(sum(map(np.int64, r)) >= min_votes) for r in rows
+    ]
     expected = [float(reference.dice(a, b)) for a, b, _ in rows]
     assert dice_of_masks(*columns[:2]).tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -77,10 +126,10 @@ def test_many_strings_at_once_are_those_of_each(positions: list[list[int]]) -> N
 
 
 def test_columns_longer_than_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rle, "ROWS_AT_A_TIME", 3)
+    monkeypatch.setattr(combine, "ROWS_AT_A_TIME", 3)
     rng = np.random.default_rng(0)
     columns = [[rle.encode(rng.random((5, 6)) < 0.5) for _ in range(10)] for _ in range(3)]
-    assert rle.vote_column(columns, 2) == [reference.vote(r, (5, 6), 2) for r in zip(*columns, strict=True)]
+    assert combine.vote_column(columns, 2) == [reference.vote(r, (5, 6), 2) for r in zip(*columns, strict=True)]
 
 
 def test_a_full_size_mask_round_trips() -> None:
@@ -94,7 +143,7 @@ def test_a_full_size_mask_round_trips() -> None:
 @pytest.mark.parametrize("empty", ["", "  ", None, float("nan"), np.nan])
 def test_every_spelling_of_an_empty_mask(empty: object) -> None:
     assert not rle.decode(empty, (2, 3)).any()
-    assert rle.vote_column([[empty], ["1 2"], ["2 2"]], 2) == ["2 1"]
+    assert combine.vote_column([[empty], ["1 2"], ["2 2"]], 2) == ["2 1"]
     assert dice_of_masks([empty, empty, "1 1"], ["", "2 3", "1 1"]).tolist() == pytest.approx([1, 1e-4 / 3.0001, 1])
 
 

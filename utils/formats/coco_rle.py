@@ -20,7 +20,7 @@ def encode(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> 
     """The compressed RLE of an image of `size` (H, W) that holds the bool (h, w) `mask` at `corner` (top, left)."""
     from faster_coco_eval.core.mask import frPyObjects
 
-    starts, ends = rle.merge(*rle.region_runs(mask.T, corner[::-1], size[0]))
+    starts, ends = rle.merge(*rle.region_runs(mask.T, corner[::-1], size[::-1]))
     edges = np.column_stack([starts, ends]).ravel()
     counts = np.diff(edges, prepend=0, append=size[0] * size[1])
     counts = counts[: len(counts) - (counts[-1] == 0)]

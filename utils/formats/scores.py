@@ -164,7 +164,7 @@ def _mask(annotations: Sequence[Annotation], size: tuple[int, int]) -> str:
     for a in annotations:
         drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
         region = coco_rle.decode(a.rle) if a.rle is not None else drawn
-        parts.append(rle.region_runs(*region, size[1]))
+        parts.append(rle.region_runs(*region, size))
     return rle.to_string(*rle.majority(*zip(*parts, strict=True), 1))
 
 

@@ -1,1 +1,1 @@
-"""Masks: RLE, polygons drawn as in the competition, soft labels, exact upsampling, Dice."""
+"""Masks: `masks.Masks`, RLE, polygons drawn as in the competition, soft labels, exact upsampling, Dice."""

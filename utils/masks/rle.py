@@ -1,4 +1,4 @@
-"""Read, write and vote on masks as run-length strings (RLE), and count what they share, without their pixels.
+"""Read and write masks as run-length strings (RLE).
 
 The competition's RLE lists the runs of a mask, row by row, as "start length start length …", the first pixel being 1.
 An empty mask is "", an empty field in a CSV, which pandas reads as NaN; NaN and None are accepted as empty, too.
@@ -7,8 +7,7 @@ from 0, each end exclusive.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,12 +18,6 @@ Runs = tuple[np.ndarray, np.ndarray]
 
 LARGEST = 2**40
 """Largest start or length of a run, so that all masks of a submission, one after another, fit on one int64 axis."""
-
-ROWS_AT_A_TIME = 256
-"""Masks of each column that are voted on together; this limits the memory."""
-
-THREADS = 2
-"""Threads that count votes at the same time."""
 
 
 def parse(rle: str | float | None) -> Runs:
@@ -105,6 +98,20 @@ def to_string(starts: np.ndarray, ends: np.ndarray) -> str:
     return to_strings([(starts, ends)])[0]
 
 
+def write_column(starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """The RLE strings of many masks; mask i has the runs from offsets[i] to offsets[i + 1], see `utils.masks.masks`."""
+    if not len(starts):
+        return [""] * (len(offsets) - 1)
+    if len(starts) > 2**19 and len(offsets) > 2:  # beyond the processor's caches, one by one is faster
+        return [to_string(starts[i:j], ends[i:j]) for i, j in pairwise(offsets)]
+    numbers = np.empty(2 * len(starts), np.int64)
+    numbers[::2] = starts
+    numbers[1::2] = ends
+    numbers[1::2] -= starts
+    numbers[::2] += 1
+    return digits.write(numbers, (2 * np.diff(offsets)).tolist())
+
+
 def to_strings(masks: Sequence[Runs]) -> list[str]:
     """`to_string` of many masks at once."""
     counts = [2 * len(starts) for starts, _ in masks]
@@ -158,9 +165,14 @@ def decode(rle: str | float | None, size: tuple[int, int]) -> np.ndarray:
     starts, ends = parse(rle)
     height, width = size
     if ends.size and ends[-1] > height * width:
-        image = f"the end of an image of {height} rows × {width} columns ({height * width} pixels)"
-        raise ValueError(f"the last run ends at pixel {ends[-1]}, past {image}; was it made for another image size?")
-    return _fill(starts, ends, size)
+        raise ValueError(past_the_end(ends[-1], size))
+    return fill(starts, ends, size)
+
+
+def past_the_end(pixel: int, size: tuple[int, int]) -> str:
+    """What is wrong with a mask whose last run ends at `pixel`, behind those of an image of `size` (H, W)."""
+    image = f"the end of an image of {size[0]} rows × {size[1]} columns ({size[0] * size[1]} pixels)"
+    return f"the last run ends at pixel {pixel}, past {image}; was it made for another image size?"
 
 
 def mask_region(rle: str | float | None, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -174,18 +186,22 @@ def mask_region(rle: str | float | None, size: tuple[int, int]) -> tuple[np.ndar
         return np.zeros((0, 0), bool), (0, 0)
     width = size[1]
     top, bottom = int(starts[0] // width), int((ends[-1] - 1) // width) + 1
-    rows = _fill(starts - top * width, ends - top * width, (bottom - top, width))
+    rows = fill(starts - top * width, ends - top * width, (bottom - top, width))
     columns = np.flatnonzero(rows.any(axis=0))
     left = int(columns[0])
     return rows[:, left : int(columns[-1]) + 1], (top, left)
 
 
-def region_runs(mask: np.ndarray, corner: tuple[int, int], width: int) -> Runs:
-    """Intervals, in an image `width` wide, of a bool (h, w) mask at `corner` (top, left).
+def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> Runs:
+    """Intervals, in an image of `size` (H, W), of a bool (h, w) mask at `corner` (top, left).
 
-    They are sorted and disjoint; from row to row they may touch (`merge` joins them).
+    They are sorted and disjoint; from row to row they may touch (`merge` joins them). Raises ValueError if `mask` is no
+    bool mask or does not fit into the image.
     """
+    check_mask(mask)
     rows, columns = mask.shape
+    check_fits("mask", (*corner, corner[0] + rows, corner[1] + columns), size)
+    width = size[1]
     flat = np.zeros(1 + rows * (columns + 1), dtype=bool)  # False before the first pixel and after each row
     flat[1:].reshape(rows, columns + 1)[:, :columns] = mask
     edges = np.flatnonzero(flat[1:] != flat[:-1])
@@ -205,25 +221,6 @@ def difference(rle_a: str | float | None, rle_b: str | float | None) -> str:
     starts, ends = np.append(0, b[1]), np.append(b[0], LARGEST)  # what lies outside the second mask
     keep = starts < ends
     return to_string(*majority([a[0], starts[keep]], [a[1], ends[keep]], 2))
-
-
-def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
-    """Vote on many masks at once: for each position, the pixels that at least `min_votes` of the columns set.
-
-    `columns` are lists of RLE strings, all of one length; the result is one RLE string for each position. Raises
-    ValueError for a malformed mask, with its number in its column, counted from 0.
-    """
-
-    def chunk(first: int) -> list[str]:
-        parsed, stride = on_one_axis([column[first : first + ROWS_AT_A_TIME] for column in columns], first)
-        starts, ends = majority([starts for starts, _, _ in parsed], [ends for _, ends, _ in parsed], min_votes)
-        offsets = np.arange(min(ROWS_AT_A_TIME, len(columns[0]) - first)) * stride
-        cuts = [*np.searchsorted(starts, offsets).tolist(), len(starts)]
-        parts = zip(offsets, pairwise(cuts), strict=True)
-        return to_strings([(starts[i:j] - offset, ends[i:j] - offset) for offset, (i, j) in parts])
-
-    with ThreadPoolExecutor(THREADS) as pool:  # NumPy releases Python's global lock while it works
-        return list(chain.from_iterable(pool.map(chunk, range(0, len(columns[0]), ROWS_AT_A_TIME))))
 
 
 def overlap(a: Runs, b: Runs) -> np.ndarray:
@@ -265,6 +262,12 @@ def check_mask(mask: np.ndarray) -> None:
         raise ValueError(f"expected a bool (H, W) array, found {found}; threshold scores first (scores > 0.5)")
 
 
+def check_fits(name: str, box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    """Raise ValueError unless a box (top, left, bottom, right), the last two exclusive, lies in an image of `size`."""
+    if not (0 <= box[0] <= box[2] <= size[0] and 0 <= box[1] <= box[3] <= size[1]):
+        raise ValueError(f"{name} (top, left, bottom, right) = {tuple(map(int, box))} does not fit {tuple(size)}")
+
+
 def on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0) -> tuple[list[list[np.ndarray]], int]:
     """(starts, ends, row) of each column, the i-th mask moved by i · stride, so that masks do not overlap; and stride.
 
@@ -283,7 +286,7 @@ def on_one_axis(columns: Sequence[Sequence[str | float | None]], first: int = 0)
     return parsed, stride
 
 
-def _fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fill(starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bool (H, W) with the intervals set."""
     mask = np.zeros(size[0] * size[1], dtype=bool)
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from utils.masks import rle
+from utils.masks.masks import Masks
 
 BAND_PIXELS = 2**15
 """Number of full-size pixels that are computed at a time. This limits the memory, keeps the data in the processor's
@@ -45,10 +46,10 @@ def to_scores(logits: torch.Tensor, threshold: float, upsample: str) -> tuple[np
     return logits.float().sigmoid().cpu().numpy(), threshold
 
 
-def encode_masks(
+def upsample_masks(
     scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
-) -> list[str]:
-    """The RLE string of `bilinear_upsample(scores, size) > threshold` for each class.
+) -> Masks:
+    """The masks `bilinear_upsample(scores, size) > threshold` of each class.
 
     `scores`: float32 (C, h, w), logits or probabilities; `size`: the image's (H, W), larger or smaller; `threshold`:
     one number, or one per class. Raises ValueError for NaN (naming the classes), another dtype or shape.
@@ -57,13 +58,6 @@ def encode_masks(
     with AVX2 none of the 66 million pixels of noise that `tests/test_upsampling.py` counts differs; without fused
     multiply and add, 1 in 33 million did. (Up to H + W = 128, torch computes differently and its last bits differ.)
     """
-    return rle.to_strings(mask_runs(scores, size, threshold))
-
-
-def mask_runs(
-    scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
-) -> list[rle.Runs]:
-    """What `encode_masks` encodes, as intervals (starts, ends) of the flattened image; see `utils.masks.rle`."""
     scores = scores.detach().cpu().numpy() if isinstance(scores, torch.Tensor) else np.asarray(scores)
     if scores.dtype != np.float32 or scores.ndim != 3 or not scores.size:
         raise ValueError(f"scores: expected float32 (C, h, w), found {scores.dtype} {scores.shape}")
@@ -77,7 +71,21 @@ def mask_runs(
         where = ", ".join(map(str, bad))
         raise ValueError(f"scores hold NaN in {bad.size} of {len(scores)} classes, at class index {where}")
     of_classes = zip(scores, peaks, np.broadcast_to(thresholds, len(scores)), strict=True)
-    return [_class_runs(*of_class, size) for of_class in of_classes]
+    return Masks.from_runs([_class_runs(*of_class, size) for of_class in of_classes], size)
+
+
+def encode_masks(
+    scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
+) -> list[str]:
+    """The RLE string of each of `upsample_masks`."""
+    return upsample_masks(scores, size, threshold).texts()
+
+
+def mask_runs(
+    scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
+) -> list[rle.Runs]:
+    """The runs of each of `upsample_masks`."""
+    return list(upsample_masks(scores, size, threshold))
 
 
 def upsample_region(
@@ -88,8 +96,8 @@ def upsample_region(
     The map holds `patch`, float32 (ph, pw), with its first pixel at `corner`, and zeros elsewhere. Raises ValueError
     if the patch does not fit into the grid, or the box into the image.
     """
-    _check_fits("patch", (*corner, corner[0] + patch.shape[0], corner[1] + patch.shape[1]), grid)
-    _check_fits("box", box, size)
+    rle.check_fits("patch", (*corner, corner[0] + patch.shape[0], corner[1] + patch.shape[1]), grid)
+    rle.check_fits("box", box, size)
     top, left, bottom, right = box
     upsampled = np.empty((bottom - top, right - left), np.float32)
     columns = _part(_axis(grid[1], size[1]), left, right)
@@ -119,9 +127,7 @@ def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
 
     Raises ValueError if `mask` is no bool mask or does not fit into the image's `size`.
     """
-    rle.check_mask(mask)
-    _check_fits("mask", (*corner, corner[0] + mask.shape[0], corner[1] + mask.shape[1]), size)
-    return rle.merge(*rle.region_runs(mask, corner, size[1]))
+    return rle.merge(*rle.region_runs(mask, corner, size))
 
 
 def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, size: tuple[int, int]) -> rle.Runs:
@@ -138,7 +144,7 @@ def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, si
             continue
         columns = _part(_axis(scores.shape[1], size[1]), left, right)
         source = scores[y:y_end, slice(*_span(columns))].copy()
-        bands.append(rle.region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size[1]))
+        bands.append(rle.region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size))
     return rle.merge(*map(np.concatenate, zip(*bands, strict=True)))
 
 
@@ -206,8 +212,3 @@ def _axis(length: int, full: int) -> Axis:
     weight = np.clip(source - first.astype(np.float32), np.float32(0), np.float32(1))
     second = np.minimum(first + 1, length - 1)
     return Axis(first, second, 1 - weight, weight)
-
-
-def _check_fits(name: str, box: Box, size: tuple[int, int]) -> None:
-    if not (0 <= box[0] <= box[2] <= size[0] and 0 <= box[1] <= box[3] <= size[1]):
-        raise ValueError(f"{name} (top, left, bottom, right) = {tuple(map(int, box))} does not fit {tuple(size)}")

@@ -1,6 +1,8 @@
 """Score, vote on and compare submission files; files that do not fit each other are refused."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from utils.data.competition import DataError
 from utils.data.findings import refuse
 from utils.masks import rle
 from utils.masks.dice import dice_of_masks
+from utils.masks.masks import Masks, majority
 from utils.submission.checker import rle_problems, row_problems, shown_name
 from utils.submission.csv_file import COLUMNS, KEY, expected_rows, read
 
+ROWS_AT_A_TIME, THREADS = 256, 2
+"""Rows of each file that are voted on together, which limits the memory, and threads that do so at the same time."""
 WIDTH_RUNS, WIDTH_SHARE, WIDTH_RATIO = 16, 0.6, 1.5
 """The width of an image can be told from a mask if it has at least this many runs, and if at least this share of its
 runs begins about one width (10 %) after the run before; widths that differ by this factor are those of two sizes."""
@@ -51,8 +56,23 @@ def vote(paths: Sequence[str | Path], min_votes: int | None = None, data_dir: st
     if not 1 <= min_votes <= len(paths):
         raise DataError("no vote", [f"--min-votes is {min_votes}; expected 1 to {len(paths)}, the number of files"])
     tables = _aligned(paths, data_dir)
-    voted = _on_masks(lambda *columns: rle.vote_column(columns, min_votes), tables)
+    voted = _on_masks(lambda *columns: vote_column(columns, min_votes), tables)
     return tables[0][1][KEY].assign(rle=voted).reset_index(drop=True)
+
+
+def vote_column(columns: Sequence[Sequence[str | float | None]], min_votes: int) -> list[str]:
+    """Vote on many masks at once: for each position, the pixels that at least `min_votes` of the columns set.
+
+    `columns` are lists of RLE strings, all of one length; the result is one RLE string for each position. Raises
+    ValueError for a malformed mask.
+    """
+
+    def rows(first: int) -> list[str]:
+        masks = [Masks.from_texts(column[first : first + ROWS_AT_A_TIME]) for column in columns]
+        return majority(masks, [1] * len(masks), min_votes - 1).texts()
+
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy releases Python's global lock while it works
+        return list(chain.from_iterable(pool.map(rows, range(0, len(columns[0]), ROWS_AT_A_TIME))))
 
 
 def compare(path_a: str | Path, path_b: str | Path, data_dir: str | Path | None = None) -> pd.DataFrame:
