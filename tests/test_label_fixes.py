@@ -16,9 +16,9 @@ from utils.data.folds import add_wrists
 from utils.data.label_fixes import FIXED, Fix, apply_label_fixes, find_fixes, read_fixed_index, read_label_fixes
 from utils.files import ROOT
 from utils.pipeline.changes import prepare_run
-from utils.pipeline.open_run import open_run
 from utils.pipeline.preflight import PreflightError, fixes_of, preflight
 from utils.pipeline.profile import Profile, Step
+from utils.pipeline.run import start_run
 from utils.sample.label_errors import REVERSED
 
 SHIPPED = ROOT / "notebooks" / "label_fixes" / "hand_bone.yaml"
@@ -211,7 +211,7 @@ def test_a_run_opens_with_corrected_labels_and_notes_what_counts(data, tmp_path)
     path, run = tmp_path / "fixes.yaml", tmp_path / "run"
     parameters = {"data_dir": str(data), "output_dir": str(run), "n_folds": 2, "seed": 0, "label_fixes": str(path)}
     written(path, f"- {{image: {one}, why: x, swap: [[Radius, Ulna]]}}\n- {{image: {two}, why: y, drop: true}}")
-    opened = open_run(parameters, "01_eda")
+    opened = start_run(parameters, "01_eda")
     assert [fix.image for fix in opened.fixes] == [one, two] and len(opened.table) == len(read_index(data)) - 1
     assert f"{Path(two).name}.png" not in opened.folds["image_name"].tolist()
     assert str(run / FIXED) in opened.table.set_index("image_name").loc[f"{Path(one).name}.png", "annotation"]
@@ -233,9 +233,9 @@ def test_a_run_opens_with_corrected_labels_and_notes_what_counts(data, tmp_path)
     assert (run / "folds.csv").exists()
     written(path, f"- {{image: {one}, why: x, drop: true}}")
     with pytest.raises(DataError, match="was made with other label fixes"):
-        open_run(parameters, "01_eda")
+        start_run(parameters, "01_eda")
     later, folds_of_others = record()
-    assert len(open_run(parameters, "01_eda").fixes) == 1
+    assert len(start_run(parameters, "01_eda").fixes) == 1
     assert later != noted and folds_of_others != folds_of and not (run / "folds.csv").exists()
 
 

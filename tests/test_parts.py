@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
-import utils.pipeline.open_run  # noqa: F401  (registers the built-in parts)
+import utils.pipeline.run  # noqa: F401  (registers the built-in parts)
 from tests.small import fit, same, small_data, weights
 from utils import registry
 from utils.data.augment import Augmenter, as_augmenter, build_augmentation
@@ -202,7 +202,7 @@ def test_without_source_there_is_no_resume_and_it_says_so(data, tmp_path, capsys
 
 KEYS = """
 import albumentations as A, torch
-import utils.pipeline.open_run
+import utils.pipeline.run
 from torch import nn
 from utils.models import build_model
 from utils.training.losses import build_loss

@@ -16,8 +16,8 @@ from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.pipeline import preflight, resources, try_parts
 from utils.pipeline.hours import expected_hours
-from utils.pipeline.open_run import open_run
 from utils.pipeline.profile import Profile, ProfileError, Step, profile_path, read_profile, steps
+from utils.pipeline.run import start_run
 from utils.sample.generator import make_sample
 
 THIN = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "image_size": 64, "epochs": 4}
@@ -228,7 +228,7 @@ def test_skip_bad_leaves_bad_images_out_and_says_so(tmp_path):
     assert (status, new) == (1, []), "without the option, the bad images stop the run"
 
     parameters = {"data_dir": str(fake.data), "output_dir": str(fake.run), "n_folds": 2, "seed": 0}
-    run = open_run(parameters, "05_ensemble")
+    run = start_run(parameters, "05_ensemble")
     assert sorted(run.skipped) == sorted(left_out) and run.test == ["another.png"]
     assert "imageID001.png" not in set(run.folds["image_name"])
     frame = submission_frame(run.all_test_images({"another.png": ["1 5"]}), run.classes)

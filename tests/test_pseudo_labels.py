@@ -13,7 +13,7 @@ from utils.inference.pseudo_labels import confidence, write_pseudo_labels
 from utils.masks import rle
 from utils.masks.labels import draw
 from utils.models.checkpoint import hash_people
-from utils.pipeline.open_run import Run
+from utils.pipeline.run import Run
 
 
 def test_confidence_is_the_dice_to_expect(tmp_path):

@@ -73,19 +73,35 @@ def test_notebooks_share_one_skeleton(path, book):
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert code[0].metadata.get("tags") == ["parameters"]
     setup = code[1].source
-    before, check, _ = setup.partition("check_parameters(globals())")
-    assert check, "the cell after the parameters checks them"
+    assert len(setup.splitlines()) <= 12
+    before, opened, _ = setup.partition(f'run = open_run(globals(), "{path.stem}"')
+    assert opened, "the cell after the parameters checks them and opens the run"
     imported = set(re.findall(r"^(?:import|from) ([\w.]+)", before, re.MULTILINE))
-    assert imported <= {"sys", "pathlib", "utils.params"}, "anything else is imported after the check"
+    assert imported == {"sys", "pathlib", "utils.pipeline.open_run"}, "anything else is imported after the check"
     assert sum(cell.source.count("sys.path") for cell in code) == 1
-    assert "metrics.json" in code[-1].source
+    assert "run.finish(" in code[-1].source
+
+
+def test_parameters_are_checked_before_anything_slow_is_imported():
+    """`open_run` refuses a wrong name without torch, the networks, Lightning or the data's rooms."""
+    program = """
+import sys
+from utils.pipeline.open_run import open_run
+try:
+    open_run({"In": ["lr: float = 0.1", "# Parameters\\nlrr = 2"], "lr": 0.1}, "03_train")
+except ValueError as error:
+    print("unknown parameter 'lrr'" in str(error))
+print([name for name in ("torch", "lightning", "albumentations", "timm", "utils.pipeline.run") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["True", "[]"], found.stdout + found.stderr
 
 
 def test_notebooks_start_with_the_same_lines():
     setups = set()
     for notebook in NOTEBOOKS:
         code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-        setups.add(code[1].partition("from utils.params import")[0])
+        setups.add(code[1].partition("from utils.pipeline")[0])
     assert len(setups) <= 1
 
 

@@ -29,7 +29,7 @@ from utils.models.base import ModelError
 from utils.models.build import build_model
 from utils.models.checkpoint import WEIGHTS as WEIGHT_FILE
 from utils.models.checkpoint import hash_people, read_config, save_checkpoint
-from utils.pipeline.open_run import open_run
+from utils.pipeline.run import start_run
 from utils.registry import file_sha256
 
 COARSE, FINE, SIDE = 64, 128, 56
@@ -39,7 +39,7 @@ COARSE, FINE, SIDE = 64, 128, 56
 def run(sample, tmp_path_factory):
     """A run of the tiny sample, in which nothing is trained yet."""
     folder = tmp_path_factory.mktemp("run")
-    return open_run({"data_dir": str(sample), "output_dir": str(folder), "n_folds": 3, "seed": 0}, "03_train")
+    return start_run({"data_dir": str(sample), "output_dir": str(folder), "n_folds": 3, "seed": 0}, "03_train")
 
 
 @pytest.fixture(scope="module")

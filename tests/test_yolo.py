@@ -33,11 +33,11 @@ import torch
 
 from utils.files import ROOT
 from utils.formats.yolo import to_yolo
-from utils.pipeline.open_run import open_run
+from utils.pipeline.run import start_run
 from utils.training.yolo import YoloSettings, train_yolo
 
 output = Path(sys.argv[1])
-run = open_run({"data_dir": sys.argv[2], "output_dir": sys.argv[1], "n_folds": 3, "seed": 0}, "09_yolo")
+run = start_run({"data_dir": sys.argv[2], "output_dir": sys.argv[1], "n_folds": 3, "seed": 0}, "09_yolo")
 data = run.fold_data(0, 64)
 if not (output / "data").exists():
     to_yolo(run.data_dir, output / "data", output / "folds.csv", 0)

@@ -1,163 +1,24 @@
-"""Open a run: what every notebook needs after its parameters are checked, such as data, folds and cache."""
+"""The first line of every notebook: check its parameters before torch is imported or data read, then open the run."""
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from utils.data.augmentation import read_augmentation
+from utils.files import Problems
+from utils.inference.postprocess import build_postprocess
+from utils.params import ParameterError, check_parameters
 
-import utils.data.augment
-import utils.inference.tta
-import utils.models
-import utils.training.losses
-import utils.training.optimizers  # noqa: F401  (the built-in parts of every kind are registered)
-from utils.data.cache import Cache
-from utils.data.competition import read_classes
-from utils.data.findings import DataError
-from utils.data.flip import flip_rule
-from utils.data.fold_data import FoldData, check_crops
-from utils.data.folds import read_folds, split_fold
-from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect, write_fixed_data
-from utils.data.wrist import Windows, carpal_corner
-from utils.device import tune_process
-from utils.files import Progress, read_json, resolve, shown
-from utils.inference.probabilities import ProbabilityStore
-from utils.inference.wrist_stage import open_first
-from utils.models.checkpoint import check_classes
-from utils.pipeline.extra_data import read_extra_data
-from utils.pipeline.run_missing import run_if_missing
-from utils.registry import load_plugins, named_parts
-from utils.sample.generator import ensure_sample
-
-
-@dataclass
-class Run:
-    """The data of one run, and where its results are written.
-
-    data_dir: the data folder. output_dir: the run's folder. step: the notebook's name. table: one row per image, as
-    `read_index` gives it. classes: their names. n_folds, seed: what the folds are made with. skipped: images that
-    `run_all.sh --skip-bad` left out of the table, such as "test/DCM/ID003/image5.png". fixes: the corrections of labels
-    that concern this data; the table has corrected annotations, those in `fixed`, and lacks what was dropped.
-    """
-
-    data_dir: Path
-    output_dir: Path
-    step: str
-    table: pd.DataFrame
-    classes: list[str]
-    n_folds: int
-    seed: int
-    skipped: tuple[str, ...] = ()
-    fixes: tuple[Fix, ...] = ()
-
-    @cached_property
-    def folds(self) -> pd.DataFrame:
-        """ID, image_name, bent and fold of each training image, from the run's folds.csv, written if it does not exist.
-
-        Raises DataError if the file belongs to other data or another number of folds.
-        """
-        return read_folds(self.output_dir / "folds.csv", self.table, self.classes, self.n_folds, self.seed)
-
-    @property
-    def folder(self) -> Path:
-        """Where this notebook's results go."""
-        return self.output_dir / self.step
-
-    @property
-    def fixed(self) -> Path:
-        """Where the corrected annotations are."""
-        return self.output_dir / FIXED
-
-    @property
-    def test(self) -> list[str]:
-        """Names of the test images, in the submission's order."""
-        return self.table.loc[self.table["split"] == "test", "image_name"].tolist()
-
-    def all_test_images(self, votes: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
-        """Name and masks of every test image, in the submission's order; those left out have empty masks.
-
-        votes: the RLE strings of each class, by image.
-        """
-        test = self.table[self.table["split"] == "test"]
-        masks = {f"{row.ID}/{row.image_name}": votes[row.image_name] for row in test.itertuples()}
-        for path in map(Path, self.skipped):
-            if path.parts[0] == "test" and path.name not in votes:  # it is there if another has the same name
-                masks[f"{path.parent.name}/{path.name}"] = [""] * len(self.classes)
-        for place in sorted(masks):
-            yield Path(place).name, masks[place]
-
-    @property
-    def solution(self) -> Path | None:
-        """The true masks of the test images, solution.csv; None if the data folder has none."""
-        path = self.data_dir / "solution.csv"
-        return path if path.exists() else None
-
-    def plain_data(self, out: Path) -> Path:
-        """A data folder for programs that know neither label fixes nor images left out: the run's own where it has none
-        of both, else `out`, made anew."""
-        if not self.fixes and not self.skipped:
-            return self.data_dir
-        shutil.rmtree(out, ignore_errors=True)
-        write_fixed_data(self.data_dir, self.fixes, out, self.skipped)
-        return out
-
-    def cache(self, image_size: int, labels: str = "soft", extra: pd.DataFrame | None = None) -> Cache:
-        """The built cache at `image_size` × `image_size` pixels; `labels` is a key of `data.cache.RESAMPLE`.
-
-        extra: rows of further images, see `pipeline.extra_data`.
-        """
-        table = self.table if extra is None else pd.concat([self.table, extra], ignore_index=True)
-        cache = Cache(self.output_dir / "cache", table, self.classes, image_size, labels)
-        cache.build(Progress("caching"))
-        return cache
-
-    def fold_data(
-        self,
-        fold: int,
-        image_size: int,
-        labels: str = "soft",
-        flip: str = "on",
-        flip_pairs: Sequence[Sequence[str]] = (),
-        crop: int = 0,
-        wrist_crops: float = 0.0,
-        extra_data: str = "",
-        wrist_of: str = "",
-    ) -> FoldData:
-        """The images of one fold; the other arguments are those of `cache`, `data.flip.flip_rule` and `FoldData`.
-
-        extra_data: a data folder whose training images are trained on, too, see `pipeline.extra_data`. wrist_of: for a
-        wrist stage, the model of this run whose carpals it refines; see `inference.wrist_stage.open_first` for errors.
-        """
-        check_crops(crop, wrist_crops, image_size, self.classes, wrist_of)
-        train, validation = split_fold(self.table, self.folds, fold)
-        extra, known = None, []
-        if extra_data:
-            extra, known = read_extra_data(extra_data, fold, self.table, validation, self.classes)
-            train = pd.concat([train, extra], ignore_index=True)
-        cache = self.cache(image_size, labels, extra)
-        rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
-        windows = None
-        if wrist_of:
-            first, config = open_first(self.output_dir, wrist_of, fold, validation["ID"])
-            check_classes(config, self.classes, f"wrist_of = {wrist_of}")
-            names, oof, known = validation["image_name"], ProbabilityStore(first / "oof"), [*known, *config.people]
-            corners = {n: carpal_corner(oof.read(n).regions, self.classes, cache.grid, crop) for n in names}
-            windows = Windows(self.classes, cache.grid, crop, corners)
-        crops = {"crop": crop, "wrist_crops": wrist_crops, "wrist_of": wrist_of, "windows": windows}
-        return FoldData(cache, train, validation, fold, rule, known=known, **crops)
+if TYPE_CHECKING:
+    from utils.pipeline.run import Run
 
 
 def open_run(
-    parameters: Mapping[str, Any], step: str, needs: str = "", made_with: Mapping[str, Any] | None = None
-) -> Run:
-    """Import the plugins, check the names of parts, find or make the data, and read its table and classes.
+    namespace: MutableMapping[str, Any], step: str, needs: str = "", made_with: Mapping[str, Any] | None = None
+) -> "Run":
+    """Check the parameters, import the plugins, check the names of parts, find or make the data, read its table.
 
     Args:
-        parameters: a notebook's checked parameters. Read are data_dir, output_dir, n_folds and seed, and, if the
-            notebook has them, label_fixes, plugins and the names of parts.
+        namespace: the notebook's `globals()`. Its parameters get their declared types; see `check_parameters`.
         step: the notebook's name, such as "03_train".
         needs: an earlier notebook, which is run first if its results are missing.
         made_with: the parameters it then gets that differ from its defaults.
@@ -166,23 +27,26 @@ def open_run(
         The run, which gives paths, classes, images, folds and cache.
 
     Raises:
+        ParameterError: with all parameters that can't be used.
         Problems: for plugins that can't be imported.
         UnknownPart: for names of parts that are not registered; the message has the nearest names.
         DataError: for a data folder or label fixes that can't be used.
         FileNotFoundError: if the parameter `model` names a model without results of `needs`.
     """
-    tune_process()
-    load_plugins(parameters.get("plugins", []))
-    named_parts(parameters)
-    data_dir = ensure_sample(parameters["data_dir"])
-    if needs:
-        run_if_missing(needs, parameters, parameters.get("model", ""), parameters.get("fold"), made_with)
-    output_dir = resolve(parameters["output_dir"])
-    record = read_json(output_dir / "data.json", {})
-    skipped = tuple(record.get("skipped", ()))
-    fixes, classes = find_fixes(parameters.get("label_fixes", ""), data_dir), read_classes(data_dir)
-    if record and not same_effect(fixes, record.get("label_fixes", [])):
-        advice = "name the run's own file in the parameter label_fixes, or choose another output_dir"
-        raise DataError(f"{shown(output_dir)} was made with other label fixes", [advice])
-    table = read_fixed_index(data_dir, fixes, classes, output_dir / FIXED, skipped)
-    return Run(data_dir, output_dir, step, table, classes, parameters["n_folds"], parameters["seed"], skipped, fixes)
+    parameters = check_parameters(namespace)
+    if problems := nested_problems(parameters):
+        raise ParameterError(problems)
+    from utils.pipeline.run import start_run
+
+    return start_run(parameters, step, needs, made_with)
+
+
+def nested_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong inside `augment` and `postprocess`, whose names a notebook does not declare one by one."""
+    problems = []
+    for name, kind, check in (("augment", dict, read_augmentation), ("postprocess", list, build_postprocess)):
+        try:
+            check(values[name] if isinstance(values.get(name), kind) else kind())
+        except Problems as error:
+            problems += error.problems
+    return problems

@@ -12,7 +12,7 @@ def assign_plugins(planned: list[Step]) -> None:
     """
     if not any(step.parameters.get("plugins") for step in planned):
         return
-    import utils.pipeline.open_run  # noqa: F401  (registers the built-in parts; not above, because it imports torch)
+    import utils.pipeline.run  # noqa: F401  (registers the built-in parts; not above, because it imports torch)
 
     used: dict[str, set[str]] = {}
     for step in planned:

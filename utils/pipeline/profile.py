@@ -15,11 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from utils.data.augmentation import read_augmentation
 from utils.files import ROOT, Problems, resolve, shown, unknown
-from utils.inference.postprocess import build_postprocess
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
 from utils.pipeline.model_order import check_votes, find_chains, find_wrist_stages, is_voter
+from utils.pipeline.open_run import nested_problems
 
 NOTEBOOKS = {
     "eda": "01_eda",
@@ -167,7 +166,7 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
         given = {k: v for k, v in profile.parameters.items() if k in notebook}
         for title, values in where.items():
             problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
-            problems += [f"{title}: {p}" for p in [*check_values(notebook, values)[1], *_nested(values)]]
+            problems += [f"{title}: {p}" for p in [*check_values(notebook, values)[1], *nested_problems(values)]]
             given |= values
         lacking = [k for k in own if k not in notebook] if notebook else []
         problems += [f"notebooks/{NOTEBOOKS[section]}.ipynb does not declare {k}, which a run needs" for k in lacking]
@@ -177,17 +176,6 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     if problems:
         raise ProfileError(path, problems)
     return [step for _, _, step, _ in plan]
-
-
-def _nested(values: Section) -> list[str]:
-    """What is wrong inside `augment` and `postprocess`, whose names a notebook does not declare one by one."""
-    problems = []
-    for name, kind, check in (("augment", dict, read_augmentation), ("postprocess", list, build_postprocess)):
-        try:
-            check(values[name] if isinstance(values.get(name), kind) else kind())
-        except Problems as error:
-            problems += error.problems
-    return problems
 
 
 def submitting(planned: list[Step]) -> Step:
