@@ -17,8 +17,9 @@ from utils.data.label_fixes import FIXED, Fix, apply_label_fixes, find_fixes, re
 from utils.files import ROOT
 from utils.pipeline.changes import prepare_run
 from utils.pipeline.preflight import PreflightError, fixes_of, preflight
-from utils.pipeline.profile import Profile, Step
+from utils.pipeline.profile import Profile
 from utils.pipeline.run import start_run
+from utils.pipeline.steps import Step
 from utils.sample.label_errors import REVERSED
 
 SHIPPED = ROOT / "notebooks" / "label_fixes" / "hand_bone.yaml"

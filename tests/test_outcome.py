@@ -20,8 +20,9 @@ from utils.files import (
 )
 from utils.pipeline.changes import prepare_partial
 from utils.pipeline.leftovers import end_processes
-from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried
-from utils.pipeline.profile import Step
+from utils.pipeline.outcome import finish, missing_fold_models, untried
+from utils.pipeline.steps import Step
+from utils.pipeline.up_to_date import digests, inputs, note_inputs, out_of_date
 
 FOLD_MODELS = ("unet/fold0", "unet/fold1", "fcn/fold0")
 
@@ -31,7 +32,7 @@ def planned():
     steps = [Step(name="01_eda")]
     for name in FOLD_MODELS:
         steps += [Step(name=f"03_train/{name}"), Step(name=f"04_inference_tta/{name}", after=[f"03_train/{name}"])]
-    parameters = {"models": ["fcn", "unet"], "weights": [0.4, 0.6], "submission": "submissions/run.csv"}
+    parameters = {"models": ["fcn", "unet"], "weights": [0.4, 0.6]}
     voters = [f"04_inference_tta/{name}" for name in FOLD_MODELS]
     return [*steps, Step(name="05_ensemble", parameters=parameters, after=voters)]
 
@@ -39,11 +40,14 @@ def planned():
 @pytest.fixture
 def run(tmp_path, planned):
     """A run in which everything has ended well."""
-    write_json(tmp_path / "run.json", {"data_dir": "data/x", "folds": [0, 1], "submission": "submissions/run.csv"})
+    about = {"data_dir": "data/x", "folds": [0, 1], "submission": "", "steps": {s.name: {} for s in planned}}
+    write_json(tmp_path / "run.json", about)
     for step in planned:
         write_json(
             tmp_path / step.name / "metrics.json", {"val_dice": 0.9, "model": "unet", "models": {}, "minutes": 1}
         )
+        note_inputs(tmp_path, step.name, digests(tmp_path, inputs(step)))
+    planned[-1].parameters["submission"] = "submissions/run.csv"
     return tmp_path
 
 
@@ -56,7 +60,7 @@ def fail(run, name, error):
 def test_the_cause_is_told_from_what_only_waits_for_it(run, planned):
     fail(run, "03_train/unet/fold1", "Traceback\nValueError: NaN")
     fail(run, "04_inference_tta/fcn/fold0", "")
-    left = not_done(run, planned)
+    left = list(out_of_date(run, planned))
     of_unet = ["03_train/unet/fold1", "04_inference_tta/unet/fold1"]
     assert left == [*of_unet, "04_inference_tta/fcn/fold0", "05_ensemble"]
     assert untried(run, planned, left) == ["04_inference_tta/fcn/fold0"]
@@ -64,7 +68,8 @@ def test_the_cause_is_told_from_what_only_waits_for_it(run, planned):
     assert missing["unet/fold1"] == "03_train/unet/fold1 failed: ValueError: NaN"
     assert missing["fcn/fold0"].startswith("04_inference_tta/fcn/fold0 failed: it was killed from outside")
     prepare_partial(run, planned[-1], missing)
-    assert read_json(run / "run.json")["voting"] == ["04_inference_tta/unet/fold0"]
+    needed = read_json(run / "run.json")["steps"]["05_ensemble"]["inputs"]
+    assert [name for name in needed if "metrics" in name] == ["04_inference_tta/unet/fold0/metrics.json"]
     text = (run / "parameters" / "05_ensemble.yaml").read_text()
     assert "models:\n- unet\n" in text and "weights: []" in text and "tune_weights: false" in text
 
@@ -72,14 +77,14 @@ def test_the_cause_is_told_from_what_only_waits_for_it(run, planned):
 def test_nothing_to_vote_with_is_no_partial_submission(run, planned):
     for name in FOLD_MODELS:
         fail(run, f"04_inference_tta/{name}", "OSError")
-    assert missing_fold_models(run, planned, not_done(run, planned)) == {}
+    assert missing_fold_models(run, planned, list(out_of_date(run, planned))) == {}
 
 
 def test_no_broken_page_or_table_hides_what_failed(run, planned, capsys):
     fail(run, "03_train/unet/fold1", "Traceback\nValueError: NaN")
     (run / "01_eda" / "01_eda.ipynb").write_text('{"cells": [half a notebook')
     (run / "leaderboard.csv").mkdir()  # so that it can't be written
-    left = not_done(run, planned)
+    left = list(out_of_date(run, planned))
     write_json(run / "05_ensemble" / "metrics.json", {"models": {}, "missing": {"unet/fold1": "03 failed: <b>NaN</b>"}})
     assert finish(run, planned, 1, left, 3.0) == 1
     output = capsys.readouterr().out

@@ -16,8 +16,10 @@ from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.pipeline import preflight, resources, try_parts
 from utils.pipeline.hours import expected_hours
-from utils.pipeline.profile import Profile, ProfileError, Step, profile_path, read_profile, steps
+from utils.pipeline.profile import Profile, ProfileError, profile_path, read_profile, steps
 from utils.pipeline.run import start_run
+from utils.pipeline.steps import Step
+from utils.pipeline.up_to_date import digests, inputs, note_inputs, out_of_date
 from utils.sample.generator import make_sample
 
 THIN = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "image_size": 64, "epochs": 4}
@@ -317,14 +319,22 @@ def test_hours_count_trainings_that_will_be_repeated(tmp_path):
     given = {"epochs": 10, "batch_size": 4, "image_size": 64, "n_folds": 5, "fold": 0, "crop": 0}
     first, second = "03_train/first/fold0", "03_train/second/fold0"
     steps = [Step(name=first, parameters=given), Step(name=second, parameters=given, after=[first])]
-    for name in (first, second):
-        write_json(tmp_path / name / "metrics.json", {"parameters": given})
-        (tmp_path / name / "history.csv").write_text("epoch,seconds\n1,360\n")
-    assert expected_hours(tmp_path, steps, 100, 1) == "hours: no training is left"
+
+    def hours():
+        stale = out_of_date(tmp_path, steps)
+        return expected_hours(tmp_path, [step for step in steps if step.name in stale], 100, 1)
+
+    for step in steps:
+        write_json(tmp_path / step.name / "metrics.json", {"parameters": given})
+        (tmp_path / step.name / "history.csv").write_text("epoch,seconds\n1,360\n")
+        note_inputs(tmp_path, step.name, digests(tmp_path, inputs(step)))
+    assert hours() == "hours: no training is left"
     write_json(tmp_path / "parameters" / f"{second}.yaml", {})
-    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 1.0 for 1 trainings"
+    assert hours() == "hours: about 1.0 for 1 trainings"
     write_json(tmp_path / "notebooks" / "03_train.ipynb", {})
-    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 2.0 for 2 trainings"
+    assert hours() == "hours: about 2.0 for 2 trainings"
+    for step in steps:
+        note_inputs(tmp_path, step.name, digests(tmp_path, inputs(step)))
+    assert hours() == "hours: no training is left"
     (tmp_path / first / "metrics.json").unlink()
-    write_json(tmp_path / second / "metrics.json", {"parameters": given})  # newer than all, but the first is repeated
-    assert expected_hours(tmp_path, steps, 100, 1) == "hours: about 2.0 for 2 trainings"
+    assert hours() == "hours: about 2.0 for 2 trainings", "the second is up to date, but the first is repeated"

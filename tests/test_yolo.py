@@ -20,7 +20,7 @@ from utils.inference.yolo import COLUMNS
 from utils.models.instances import Instances
 from utils.models.yolo import HELP
 from utils.pipeline.leaderboard import read_leaderboard
-from utils.pipeline.profile import Step
+from utils.pipeline.steps import Step
 from utils.pipeline.try_parts import try_parts
 from utils.training.yolo import YoloSettings
 

@@ -18,11 +18,12 @@ from tabulate import tabulate
 from utils.analysis import ablation
 from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
-from utils.analysis.results import OUTPUTS, VOTE, Scores, data_folder, open_scores
+from utils.analysis.results import OUTPUTS, Scores, data_folder, open_scores
 from utils.analysis.scores import by_class, by_image, summary
 from utils.analysis.wrists import AUTO, bent_share
 from utils.data.competition import read_index
-from utils.files import Problems, read_json, resolve, shown, write_table
+from utils.data.records import Analysis, Ensemble, read_record
+from utils.files import Problems, resolve, shown, write_table
 from utils.masks.surface import Distances
 
 
@@ -83,10 +84,10 @@ def _ablation(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     scores = open_scores(given.result, given.outputs)
     share, how = _share(scores, given.bent_share)
-    analysed = scores.run / "07_analysis"
+    analysed = read_record(scores.run / Analysis.notebook, Analysis, empty=True)
     distances = {}
-    if read_json(analysed / "metrics.json", {}).get("result") == scores.name:
-        tables = {name: analysed / f"{name}.csv" for name in Distances._fields}
+    if analysed.result == scores.name:
+        tables = {name: analysed.folder / f"{name}.csv" for name in Distances._fields}
         distances = {
             name: pd.read_csv(path, index_col="image_name").loc[scores.dice.index]
             for name, path in tables.items()
@@ -115,7 +116,7 @@ def _share(scores: Scores, given: float) -> tuple[float, str]:
     folder = data_folder(scores.run)
     if given == AUTO and not (folder / "test").is_dir():
         return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"
-    submission = resolve(read_json(scores.run / VOTE / "metrics.json", {}).get("submission", "none"))
+    submission = resolve(read_record(scores.run / Ensemble.notebook, Ensemble, empty=True).submission or "none")
     images = read_index(folder, ("test",)) if given == AUTO else pd.DataFrame()
     return bent_share(given, submission, images, scores.dice.mean())
 

@@ -13,10 +13,11 @@ from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import IGNORED, model_minutes, model_parameters
 from utils.analysis.results import ENSEMBLE, Scores, members, read_scores
 from utils.analysis.scores import ALL, BENT
+from utils.data.records import Analysis
 from utils.data.significance import LEVEL
 from utils.files import Problems, read_json, unknown
 
-VARIANTS = Path("07_analysis", "variants")
+VARIANTS = Path(Analysis.notebook, "variants")
 """Where notebook 07 puts the scores of other ways to predict, see `utils.inference.variants`."""
 BETTER, WORSE, NEITHER = "better", "worse", "not shown"
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.analysis.results import ENSEMBLE, VOTE, Scores, check_same_data
+from utils.analysis.results import ENSEMBLE, Scores, check_same_data
 from utils.analysis.scores import ALL, grouped
+from utils.data.records import Ensemble, read_record
 from utils.data.significance import LEVEL, Estimate, sign_flip_p
-from utils.files import Problems, read_json
+from utils.files import Problems
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _notes(a: Scores, b: Scores, shared: pd.Index) -> list[str]:
     for scores in (a, b):
         if left := len(scores.dice) - len(shared):
             notes.append(f"{left} of the {len(scores.dice)} images of {scores.name} are not in the other and not used")
-        crossed = read_json(scores.run / VOTE / "metrics.json", {}).get("oof_dice_cross_fitted")
+        crossed = read_record(scores.run / Ensemble.notebook, Ensemble, empty=True).oof_dice_cross_fitted
         if scores.name.endswith(f"/{ENSEMBLE}") and crossed is not None:
             found = f"Dice {scores.dice.to_numpy().mean():.4f}; chosen on the other folds, {crossed:.4f}"
             notes.append(f"the weights of {scores.name} were chosen by these scores, {found}")

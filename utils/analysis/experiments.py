@@ -12,20 +12,26 @@ from tabulate import tabulate
 from utils.analysis.results import (
     BASELINE,
     ENSEMBLE,
-    FCN,
     OUTPUTS,
-    PREDICT,
-    TRAIN,
-    VOTE,
-    YOLO,
+    TRAINED,
     data_folder,
     find_runs,
-    fold_folders,
     members,
     models,
     read_scores,
 )
 from utils.analysis.scores import ALL, summary
+from utils.data.records import (
+    PREDICTING,
+    Baseline,
+    Ensemble,
+    Prediction,
+    Training,
+    Yolo,
+    fold_folders,
+    fold_records,
+    read_record,
+)
 from utils.files import read_json, shown
 from utils.params import OWN, WITHOUT_EFFECT
 
@@ -86,34 +92,30 @@ def as_text(table: pd.DataFrame) -> str:
 def _state(run: Path, name: str) -> dict[str, Any]:
     """state, minutes and test_dice of one ensemble, model or baseline."""
     if name == BASELINE:
-        metrics = read_json(run / FCN / "metrics.json")
-        return {"state": "done", "minutes": metrics["minutes"], "test_dice": metrics.get("test_dice")}
-    vote, about = read_json(run / VOTE / "metrics.json", {}), read_json(run / "run.json", {})
+        made = read_record(run / Baseline.notebook, Baseline)
+        return {"state": "done", "minutes": made.minutes, "test_dice": made.test_dice}
+    vote, about = read_record(run / Ensemble.notebook, Ensemble, empty=True), read_json(run / "run.json", {})
     if name == ENSEMBLE:
-        minutes = vote["minutes"] + model_minutes(run, [*vote["models"], *vote.get("wrist_stages", {})])
-        voted = len(vote["fold_models"])
+        minutes = (vote.minutes or 0) + model_minutes(run, [*vote.models, *vote.wrist_stages])
+        voted = len(vote.fold_models)
         planned = len(about.get("voters", [])) * len(about.get("folds", []))
         state = "done" if voted >= planned else f"{voted} of {planned} fold models"
-        return {"state": state, "minutes": minutes, "test_dice": vote["test_dice"]}
-    planned = {f"fold{fold}" for fold in about.get("folds", [])} or {
-        p.name for step in (TRAIN, YOLO) for p in fold_folders(run, step, name, finished=False)
-    }
-    last = TRAIN if _only_trained(run, name) else PREDICT
-    done = {path.name for step in (last, YOLO) for path in fold_folders(run, step, name)}
-    steps = [p for step in (TRAIN, PREDICT, YOLO) for p in fold_folders(run, step, name, finished=False)]
-    failed = [path for path in steps if (path / "failed.txt").exists()]
+        return {"state": state, "minutes": minutes, "test_dice": vote.test_dice}
+    steps = fold_folders(run, (*PREDICTING, Training), name, finished=False)
+    planned = {f"fold{fold}" for fold in about.get("folds", [])}
+    planned = planned or {folder.name for folder in fold_folders(run, TRAINED, name, finished=False)}
+    done = {f.name for f in fold_folders(run, TRAINED if _only_trained(run, name) else PREDICTING, name)}
     state = "done" if planned <= done else f"{len(planned & done)} of {len(planned)} folds"
-    state += ", failed" if failed else ""
-    test = vote.get("models", {}).get(name, {}).get("test_dice")
+    state += ", failed" if any((folder / "failed.txt").exists() for folder in steps) else ""
+    test = vote.models.get(name, {}).get("test_dice")
     return {"state": state, "minutes": model_minutes(run, [name]) or None, "test_dice": test}
 
 
 def _only_trained(run: Path, model: str) -> bool:
     """Whether the run predicts nothing with a model, as it has `votes: false`."""
     planned = read_json(run / "run.json", {}).get("steps", [])
-    return any(s.startswith(f"{TRAIN}/{model}/") for s in planned) and not any(
-        s.startswith(f"{PREDICT}/{model}/") for s in planned
-    )
+    trained, predicted = (any(s.startswith(f"{k.notebook}/{model}/") for s in planned) for k in (Training, Prediction))
+    return trained and not predicted
 
 
 def model_minutes(run: Path, models: Sequence[str]) -> float:
@@ -122,18 +124,19 @@ def model_minutes(run: Path, models: Sequence[str]) -> float:
     while left:
         every.add(model := left.pop())
         left += [earlier for step in after.get(model, []) if (earlier := step.rpartition("/")[2]) not in every]
-    folders = [f for model in every for section in (TRAIN, PREDICT, YOLO) for f in fold_folders(run, section, model)]
-    return sum(read_json(folder / "metrics.json")["minutes"] for folder in folders)
+    return sum(r.minutes or 0 for model in every for r in fold_records(run, (*PREDICTING, Training), model))
 
 
 def model_parameters(run: Path, name: str) -> dict[str, Any]:
     """The parameters a model was trained and predicted with; of an interrupted one, those that the run gave it."""
     found = {}
-    for section, wanted in ((TRAIN, None), (PREDICT, ("tta",)), (YOLO, None)):
-        for folder in fold_folders(run, section, name, finished=False)[:1]:
-            given = run / "parameters" / section / name / f"{folder.name}.yaml"
-            values = yaml.safe_load(given.read_text(encoding="utf-8")) if given.exists() else {}
-            values = read_json(folder / "metrics.json", {"parameters": values})["parameters"]
+    for kind, wanted in ((Training, None), (Prediction, ("tta",)), (Yolo, None)):
+        for folder in fold_folders(run, (kind,), name, finished=False)[:1]:
+            given = run / "parameters" / folder.relative_to(run).with_suffix(".yaml")
+            record = read_record(folder)
+            values = record.parameters if record else {}
+            if record is None and given.exists():
+                values = yaml.safe_load(given.read_text(encoding="utf-8"))
             found |= {key: value for key, value in values.items() if wanted is None or key in wanted}
     return found
 

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.data.records import (
+    NAME,
+    PREDICTING,
+    Baseline,
+    Ensemble,
+    Prediction,
+    Training,
+    Yolo,
+    fold_folders,
+    read_record,
+)
 from utils.files import ROOT, Problems, read_json, resolve, shown, unknown
 
 OUTPUTS = ROOT / "outputs"
 ENSEMBLE, BASELINE = "ensemble", "baseline"
-TRAIN, PREDICT, YOLO = "03_train", "04_inference_tta", "09_yolo"
-VOTE, FCN = "05_ensemble", "02_baseline_fcn"
+TRAINED = (Training, Yolo)
+"""Records of the steps that train fold models."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +53,13 @@ def find_runs(outputs: str | Path = OUTPUTS) -> list[Path]:
 def models(run: Path) -> list[str]:
     """The models that a run trains or has trained, in the order of its profile, others after them."""
     planned = read_json(run / "run.json", {}).get("models", [])
-    found = sorted(path.name for step in (TRAIN, YOLO) for path in (run / step).glob("*") if any(path.glob("fold*")))
-    return list(dict.fromkeys([*planned, *found]))
+    trained = sorted(folder.parent.name for folder in fold_folders(run, TRAINED, finished=False))
+    return list(dict.fromkeys([*planned, *trained]))
 
 
 def members(run: Path) -> list[str]:
     """What can be judged in a run: ensemble, models, baseline; only those with out-of-fold scores."""
     return [name for name in (ENSEMBLE, *models(run), BASELINE) if _tables(run, name)[0]]
-
-
-def fold_folders(run: Path, section: str, model: str, finished: bool = True) -> list[Path]:
-    """The fold models' folders of one model in a step such as `03_train`, by fold; finished: only those."""
-    found = (run / section / model).glob("fold*/metrics.json" if finished else "fold*")
-    return sorted(path.parent if finished else path for path in found)
 
 
 def open_scores(name: str | Path, outputs: str | Path = OUTPUTS) -> Scores:
@@ -78,7 +83,8 @@ def read_scores(run: str | Path, member: str = "") -> Scores:
     run = Path(run)
     names = members(run)
     if not names:
-        advice = f"expected {shown(run / PREDICT)}/<model>/fold<k>/oof_dice.csv: run 03_train, then 04_inference_tta"
+        advice = f"expected {shown(run / Prediction.notebook)}/<model>/fold<k>/oof_dice.csv: run "
+        advice += f"{Training.notebook}, then {Prediction.notebook}"
         raise Problems(f"{shown(run)}: no out-of-fold scores yet", [advice])
     if member and member not in names:
         raise Problems(f"{shown(run)}: no such result", [unknown("model", member, names)])
@@ -104,14 +110,13 @@ def read_images(run: Path) -> pd.DataFrame:
 def _tables(run: Path, member: str) -> tuple[list[Path], bool]:
     """The files with the member's scores (images × classes), and whether notebook 04 or 05 measured them."""
     if member in (ENSEMBLE, BASELINE):
-        step = run / (VOTE if member == ENSEMBLE else FCN)
-        path = step / ("oof_dice.csv" if member == ENSEMBLE else "val_dice.csv")
-        finished = read_json(step / "metrics.json", None) is not None
-        return [path] if finished and path.exists() else [], member == ENSEMBLE
-    predicted = [folder / "oof_dice.csv" for step in (PREDICT, YOLO) for folder in fold_folders(run, step, member)]
+        kind, table = (Ensemble, "oof_dice.csv") if member == ENSEMBLE else (Baseline, "val_dice.csv")
+        record = read_record(run / kind.notebook, kind)
+        return [record.folder / table] if record and (record.folder / table).exists() else [], member == ENSEMBLE
+    predicted = [folder / "oof_dice.csv" for folder in fold_folders(run, PREDICTING, member)]
     if predicted := [path for path in predicted if path.exists()]:
         return predicted, True
-    trained = [folder / "val_dice.csv" for folder in fold_folders(run, TRAIN, member, finished=False)]
+    trained = [folder / "val_dice.csv" for folder in fold_folders(run, (Training,), member, finished=False)]
     return [path for path in trained if path.exists()], False
 
 
@@ -142,8 +147,8 @@ def check_same_data(a: Scores, b: Scores) -> None:
 def data_folder(run: Path) -> Path:
     """The data folder of a run, as run.json or a finished step names it; "" there is the default sample's."""
     named = [read_json(run / "run.json", {}).get("data_dir")]
-    steps = (path for pattern in ("*/metrics.json", "*/*/fold*/metrics.json") for path in sorted(run.glob(pattern)))
-    named += [read_json(path).get("parameters", {}).get("data_dir") for path in steps]
+    steps = (path.parent for pattern in (f"*/{NAME}", f"*/*/fold*/{NAME}") for path in sorted(run.glob(pattern)))
+    named += [read_record(folder).parameters.get("data_dir") for folder in steps]
     return resolve(next((name for name in named if name), "data/sample"))
 
 

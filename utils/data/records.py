@@ -7,12 +7,14 @@ mean Dice in [0, 1], None where there is none. Files of earlier versions may lac
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from utils.files import read_json, shown, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = "metrics.json"
 
@@ -47,8 +49,10 @@ class Record(BaseModel):
         found = self.model_dump()
         return {name: value for name, value in found.items() if name != "parameters"} | {"parameters": self.parameters}
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """The numbers and short texts of the record, for the end of a notebook."""
+        import pandas as pd
+
         rows = {k: v for k, v in self.content().items() if v is not None and not isinstance(v, dict | list | tuple)}
         return pd.Series(rows | {"folder": shown(self.folder)}, dtype=object).to_frame("")
 

@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.files import read_json, resolve, shown
+from utils.data.records import PREDICTING, Prediction, Training, Yolo, fold_folders, fold_records
+from utils.files import resolve, shown
 from utils.inference.in_order import in_order
 from utils.inference.postprocess import build_postprocess
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.inference.wrist_stage import WristStore
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
-
-STEPS = {"04_inference_tta": "03_train", "09_yolo": "09_yolo"}
-"""The notebooks that predict, each with the one whose folder holds the fold models' checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,15 @@ class FoldModel:
     config: Config
 
 
-def open_fold_model(output_dir: str | Path, model: str, fold: int, step: str = "04_inference_tta") -> FoldModel:
-    """A trained fold model of a run, with the stores that `step`, one of STEPS, fills."""
+def open_fold_model(
+    output_dir: str | Path, model: str, fold: int, kind: type[Prediction] | type[Yolo] = Prediction
+) -> FoldModel:
+    """A trained fold model of a run, with the stores that a step of this `kind`, one of PREDICTING, fills."""
     output_dir = resolve(output_dir)
-    config = read_config(output_dir / STEPS[step] / model / f"fold{fold}" / "best")
+    config = read_config(output_dir / kind.checkpoint_of / model / f"fold{fold}" / "best")
 
     def store(split: str, of: str = model) -> ProbabilityStore:
-        return ProbabilityStore(output_dir / step / of / f"fold{fold}" / split)
+        return ProbabilityStore(output_dir / kind.notebook / of / f"fold{fold}" / split)
 
     stores = [store("oof"), store("test")]
     if config.wrist_of:
@@ -50,7 +50,7 @@ def open_fold_model(output_dir: str | Path, model: str, fold: int, step: str = "
 
 
 def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages: bool = False) -> list[FoldModel]:
-    """The fold models with finished predictions (of one of STEPS) in a run's folder.
+    """The fold models with finished predictions (of the steps in PREDICTING) in a run's folder.
 
     models: only those with these names; () for all but the wrist stages. stages: all wrist stages instead, if any.
 
@@ -58,19 +58,16 @@ def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages:
     """
     output_dir = resolve(output_dir)
     fold_models = []
-    for step in STEPS:
-        for metrics in sorted((output_dir / step).glob("*/fold*/metrics.json")):
-            found = read_json(metrics)
-            if models and found["model"] not in models:
-                continue
-            fold_model = open_fold_model(output_dir, found["model"], found["fold"], step)
+    for record in fold_records(output_dir, PREDICTING):
+        if not models or record.model in models:
+            fold_model = open_fold_model(output_dir, record.model, record.fold, type(record))
             if models or bool(fold_model.config.wrist_of) == stages:
                 fold_models.append(fold_model)
     missing = sorted(set(models) - {m.model for m in fold_models})
     if missing or not (fold_models or stages):
         raise FileNotFoundError(
             f"no finished predictions of {', '.join(missing) or 'any model'} in {shown(output_dir)}: "
-            f"run {' first, or '.join(STEPS)}"
+            f"run {' first, or '.join(kind.notebook for kind in PREDICTING)}"
         )
     classes = {tuple(m.config.classes) for m in fold_models}
     if len(classes) > 1:
@@ -228,13 +225,14 @@ def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
 
     Raises FileNotFoundError if there is no finished training of it.
     """
-    steps = resolve(output_dir) / "03_train"
-    found = sorted(path.parent / "best" for path in steps.glob(f"{model or '*'}/fold{fold}/metrics.json"))
+    found = fold_folders(resolve(output_dir), (Training,), model or "*", fold)
     if not found:
+        step = Training.notebook
         raise FileNotFoundError(
-            f"no finished training of {model or 'any model'} with fold {fold} in {shown(steps)}: run 03_train first"
+            f"no finished training of {model or 'any model'} with fold {fold} in {shown(resolve(output_dir) / step)}: "
+            f"run {step} first"
         )
-    return found[0]
+    return found[0] / "best"
 
 
 def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.data.records import Prediction
 from utils.data.wrist import Windows
 from utils.files import delete_temporary, open_arrays, read_json, replacing, shown, write_json
 from utils.masks.sparse import SparseMaps
@@ -103,10 +104,10 @@ class ProbabilityStore:
                 return stored
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{shown(path)}: not stored; run 04_inference_tta for this fold model again"
+                f"{shown(path)}: not stored; run {Prediction.notebook} for this fold model again"
             ) from None
         except ValueError as error:
-            raise ValueError(f"{error}; delete it and run 04_inference_tta again") from error
+            raise ValueError(f"{error}; delete it and run {Prediction.notebook} again") from error
 
 
 def quantised(image_name: str, probabilities: np.ndarray) -> SparseMaps:

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from utils.data.cache import Cache
-from utils.files import read_json, write_json, write_table
+from utils.data.records import read_record
+from utils.files import write_json, write_table
 from utils.inference.ensemble import find_checkpoint, find_fold_models
 from utils.inference.predict import Predictor
 from utils.inference.probabilities import ProbabilityStore
@@ -55,7 +56,7 @@ def score_variants(
     base, weights = models[0], dict.fromkeys(models, 1.0)
     fold_models = find_fold_models(output_dir, models)
     own = [m for m in fold_models if m.model == base and m.fold >= 0]
-    given = read_json(own[0].oof.folder.parent / "metrics.json")["parameters"]
+    given = read_record(own[0].oof.folder.parent).parameters
     images, threshold = shared_images(own, folds), given["threshold"]
 
     def timed(name: str, of: Sequence[str], score: Callable, *arguments: Any, **options: Any) -> Variant:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.data.records import NAME, Prediction
 from utils.data.wrist import Windows, carpal_corner, carpal_numbers
 from utils.files import read_json, resolve, shown
 from utils.inference.probabilities import ProbabilityStore, Stored, quantised
@@ -123,15 +124,15 @@ def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequenc
     people: those of the fold's validation images.
 
     Raises:
-        FileNotFoundError: if its predictions (04_inference_tta) are not finished.
+        FileNotFoundError: if its predictions are not finished.
         ModelError: if it was trained on somebody of `people`, is a wrist stage itself, or has been trained again since
             it predicted.
     """
-    steps = resolve(output_dir)
-    predictions, checkpoint = (steps / step / wrist_of / f"fold{fold}" for step in ("04_inference_tta", "03_train"))
-    if not (predictions / "metrics.json").exists():
+    step, place = Prediction.notebook, Path(wrist_of, f"fold{fold}")
+    predictions, checkpoint = (resolve(output_dir) / name / place for name in (step, Prediction.checkpoint_of))
+    if not (predictions / NAME).exists():
         raise FileNotFoundError(
-            f"wrist_of = {wrist_of}: no finished predictions in {shown(predictions)}: run 04_inference_tta with "
+            f"wrist_of = {wrist_of}: no finished predictions in {shown(predictions)}: run {step} with "
             f"-p model {wrist_of} -p fold {fold} first"
         )
     config = read_config(checkpoint / "best")
@@ -143,7 +144,7 @@ def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequenc
     if any(read_json(predictions / split / "store.json", {}).get("weights") != digest for split in ("oof", "test")):
         raise ModelError(
             f"wrist_of = {wrist_of}: {shown(predictions)} was predicted with other weights than those in "
-            f"{shown(checkpoint)}: run 04_inference_tta with -p model {wrist_of} -p fold {fold} again"
+            f"{shown(checkpoint)}: run {step} with -p model {wrist_of} -p fold {fold} again"
         )
     advice = f"Train {wrist_of} with -p fold {fold} in this run, then predict with it"
     check_unseen(config, people, f"wrist_of = {wrist_of}: {shown(checkpoint)}", advice)

@@ -1,7 +1,4 @@
-"""Write to a run's folder what its steps depend on: list of data files, notebooks, parameters.
-
-Each file is written only if its content changes, so that its time tells Snakemake which results are out of date.
-"""
+"""Write to a run's folder what its steps depend on: list of data files, notebooks, parameters."""
 
 import hashlib
 import shutil
@@ -10,11 +7,14 @@ from typing import Any
 
 import yaml
 
+from utils.data.records import NAME
 from utils.files import ROOT, read_json, write_if_changed, write_json
 from utils.params import WITHOUT_EFFECT
 from utils.pipeline.hours import MEASURED_BY
-from utils.pipeline.profile import NOTEBOOKS, Profile, Step, submitting
+from utils.pipeline.profile import Profile
 from utils.pipeline.run_notebook import set_aside
+from utils.pipeline.steps import ROWS, TRAIN, Step, submitting
+from utils.pipeline.up_to_date import MADE_FROM, inputs
 
 
 class RunError(Exception):
@@ -42,19 +42,15 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         shutil.rmtree(run / "cache", ignore_errors=True)
     for step in planned:
         _write_parameters(run, step)
-        notebook = f"notebooks/{step.name.partition('/')[0]}.ipynb"
-        write_if_changed(run / notebook, _sources(ROOT / notebook))
-        submission = ROOT / step.parameters.get("submission", "")
-        if force or not submission.exists():
-            (run / step.name / "metrics.json").unlink(missing_ok=True)
-        if force:
-            (run / step.name / "inputs.json").unlink(missing_ok=True)
+        write_if_changed(run / step.notebook, _sources(ROOT / step.notebook))
+        for name in (NAME, MADE_FROM) if force else ():
+            (run / step.name / name).unlink(missing_ok=True)
 
     record = read_json(run / "data.json")
     without = {*record.get("skipped", ())}
     without |= {f"train/DCM/{fix['image']}.png" for fix in record.get("label_fixes", ()) if fix.get("drop")}
     images = sorted(n for n in record if n.startswith("train/DCM/") and n not in without)
-    split = [planned[-1].parameters.get(name) for name in ("n_folds", "seed")]
+    split = [planned[-1].all_parameters().get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
     before = read_json(run / "run.json", {})
     if before.get("folds_of", folds_of) != folds_of and (run / "folds.csv").exists():
@@ -66,12 +62,12 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
         "after": {
             step.name.split("/")[1]: [earlier.rpartition("/")[0] for earlier in step.after]
             for step in planned
-            if step.name.startswith(f"{NOTEBOOKS['train']}/") and step.after
+            if step.row is TRAIN and step.after
         },
         "folds": profile.folds,
         "threads": profile.threads,
-        "steps": [step.name for step in planned],
-        "voting": submitting(planned).after,
+        "rows": {step.row.section: {"notebook": step.row.notebook, "priority": step.row.priority} for step in planned},
+        "steps": {step.name: {"inputs": inputs(step)} for step in planned},
         "submission": submitting(planned).parameters.get("submission", ""),
         "folds_of": folds_of,
     }
@@ -88,8 +84,11 @@ def prepare_partial(run: Path, ensemble: Step, missing: dict[str, str]) -> None:
     there = {name.split("/")[1] for name in voting}
     models = [model for model in ensemble.parameters["models"] if model in there]
     equal = {"models": models, "weights": [], "tune_weights": False, "missing": missing}
-    _write_parameters(run, ensemble.model_copy(update={"parameters": ensemble.parameters | equal, "after": voting}))
-    write_json(run / "run.json", read_json(run / "run.json") | {"voting": voting})
+    partial = ensemble.model_copy(update={"parameters": ensemble.parameters | equal, "after": voting})
+    _write_parameters(run, partial)
+    about = read_json(run / "run.json")
+    about["steps"][ensemble.name] = {"inputs": inputs(partial)}
+    write_json(run / "run.json", about)
 
 
 def _write_parameters(run: Path, step: Step) -> None:
@@ -103,18 +102,18 @@ def _write_parameters(run: Path, step: Step) -> None:
 
 
 def _set_aside_others(run: Path, names: set[str]) -> None:
-    """Move the results of steps that are not among `names` to `<run>/previous/`."""
-    by_fold = ("train", "predict", "instances", "yolo")
-    patterns = [f"{n}/*/fold*" if section in by_fold else n for section, n in NOTEBOOKS.items()]
-    found = {path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)}
-    for name in found - names:
-        set_aside(run, name)
+    """Move the results of steps that are not among `names` to `<run>/previous/`, but for optional ones made by hand."""
+    for row in ROWS:
+        for path in run.glob(f"{row.notebook}/*/fold*" if row.models else row.notebook):
+            name = path.relative_to(run).as_posix()
+            if name not in names and (row.always or (path / MADE_FROM).exists()):
+                set_aside(run, name)
 
 
 def copy_for_preview(run: Path, copy: Path) -> Path:
     """Copy what decides which steps have to run, for a dry run, which must change nothing; return the copied folder."""
     copy = copy / run.name
-    steps = [f"{'*/' * depth}{name}.json" for depth in (1, 3) for name in ("metrics", "inputs")]
+    steps = [f"{'*/' * depth}{name}" for depth in (1, 3) for name in (NAME, MADE_FROM)]
     for pattern in ("*.json", "folds.csv", "notebooks/*", "parameters/**/*.yaml", *steps, *MEASURED_BY):
         for path in run.glob(pattern):
             target = copy / path.relative_to(run)

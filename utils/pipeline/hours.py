@@ -5,29 +5,27 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.data.records import read_record
 from utils.files import read_json
-from utils.pipeline.profile import Step
+from utils.pipeline.steps import ROWS, Step
 
-MEASURED_BY = ("03_train/*/precision.json", "03_train/*/*/history.csv", "09_yolo/*/*/history.csv")
+MEASURED_BY = tuple(
+    f"{row.notebook}/*/{file}" for row in ROWS if row.models for file in ("precision.json", "*/history.csv")
+)
 """Files of a run that hold measured times."""
 
 
-def expected_hours(run: Path, planned: list[Step], images: int, jobs: int) -> str:
-    """One line: the hours of the trainings that are not done, `jobs` at a time, and the models that nobody measured.
+def expected_hours(run: Path, left: list[Step], images: int, jobs: int) -> str:
+    """One line: the hours of the trainings among the steps `left`, `jobs` at a time, and the models nobody measured.
 
-    images: number of training images. Not done are those without metrics.json and those that Snakemake will repeat,
-    because a notebook, its parameters, the data or a step before changed, as `prepare_run` has just written them. The
-    time of a fold model is epochs × the median epoch of its model's fold models so far, validation included; before
-    any, epochs × steps × the seconds of a step that the choice of the precision measured. Predictions and the ensemble,
-    some minutes, are not counted.
+    left: the steps that have to be executed, see `pipeline.up_to_date`. images: number of training images. The time of
+    a fold model is epochs × the median epoch of its model's fold models so far, validation included; before any,
+    epochs × steps × the seconds of a step that the choice of the precision measured. Predictions and the ensemble, some
+    minutes, are not counted.
     """
     hours, counted, unknown = 0.0, 0, {}
-    done: set[str] = set()
-    for step in planned:
+    for step in left:
         given = step.all_parameters()
-        if _is_up_to_date(run, step) and done.issuperset(step.after):
-            done.add(step.name)
-            continue
         if "epochs" not in given:
             continue
         seconds = seconds_per_epoch((run / step.name).parent, given, images)
@@ -55,14 +53,7 @@ def seconds_per_epoch(model: Path, given: dict, images: int) -> float:
     return math.ceil(trained / given["batch_size"]) * found["seconds_per_step"][found["precision"]]
 
 
-def _is_up_to_date(run: Path, step: Step) -> bool:
-    result, notebook = run / step.name / "metrics.json", f"{step.name.partition('/')[0]}.ipynb"
-    inputs = [run / "notebooks" / notebook, run / "parameters" / f"{step.name}.yaml", run / "data.json"]
-    inputs += [run / earlier / "metrics.json" for earlier in step.after]
-    changes = [path.stat().st_mtime for path in inputs if path.exists()]
-    return result.exists() and max(changes, default=0.0) <= result.stat().st_mtime
-
-
 def _same_size(fold_model: Path, given: dict) -> bool:
-    before = read_json(fold_model / "metrics.json", {}).get("parameters", given)
+    record = read_record(fold_model)
+    before = record.parameters if record else given
     return all(before.get(name) == given.get(name) for name in ("batch_size", "image_size", "crop"))

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
+from utils.data.records import Baseline, Ensemble, fold_records, read_record
 from utils.files import read_json, write_table
-from utils.pipeline.profile import NOTEBOOKS
+from utils.pipeline.steps import PREDICT, TRAIN, YOLO
 
 COLUMNS = {
     "kind": ("", "{}"),
@@ -34,31 +35,22 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
     Scores are in [0, 1], and NaN if a step has not ended or has no such score. `run` is the run's folder.
     """
     run = Path(run)
-    steps = [
-        {
-            **read_json(path),
-            "kind": "fold model",
-            "model": path.parents[1].name,
-            "fold": path.parent.name[len("fold") :],
-        }
-        for section in ("predict", "train", "yolo")
-        for path in run.glob(f"{NOTEBOOKS[section]}/*/fold*/metrics.json")
-    ]
+    kinds = PREDICT.record, TRAIN.record, YOLO.record
+    steps = [{**dict(record), "kind": "fold model"} for record in fold_records(run, kinds)]
     measures = {name: "sum" if name == "minutes" else "first" for name in list(COLUMNS)[3:]}
     fold_models = _table(steps).groupby(["kind", "model", "fold"], as_index=False).agg(measures)
     minutes = fold_models.groupby("model")["minutes"].sum()
     rows = fold_models.to_dict("records")
-    if ensemble := read_json(run / NOTEBOOKS["ensemble"] / "metrics.json", {}):
-        models = ensemble["models"]
-        shown = models | ensemble.get("wrist_stages", {})
+    if ensemble := read_record(run / Ensemble.notebook, Ensemble):
+        shown = ensemble.models | ensemble.wrist_stages
         rows += [
             {**found, "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name, found in shown.items()
         ]
-        votes, missing = len(ensemble.get("fold_models", [])), len(ensemble.get("missing", {}))
-        name = f"PARTIAL: {votes} of {votes + missing} voted" if missing else f"{len(models)} models"
-        rows.append({**ensemble, "kind": "ensemble", "model": name})
-    if baseline := read_json(run / NOTEBOOKS["baseline"] / "metrics.json", {}):
-        rows.append({"model": "official baseline", **baseline, "kind": "baseline"})
+        votes, missing = len(ensemble.fold_models), len(ensemble.missing)
+        name = f"PARTIAL: {votes} of {votes + missing} voted" if missing else f"{len(ensemble.models)} models"
+        rows.append({**dict(ensemble), "kind": "ensemble", "model": name})
+    if baseline := read_record(run / Baseline.notebook, Baseline):
+        rows.append({**dict(baseline), "kind": "baseline", "model": baseline.model or "official baseline"})
     table = _table(rows)
     table = table.assign(order=table["kind"].map(KINDS.index), score=table["oof_dice"].fillna(table["val_dice"]))
     table = table.sort_values(["order", "score", "model", "fold"], ascending=[True, False, True, True])

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,10 +17,12 @@ from utils.files import ROOT, WORKS_FOR, Problems, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_run
 from utils.pipeline.hours import expected_hours
 from utils.pipeline.leftovers import OWNER, clean_up, end_processes
-from utils.pipeline.outcome import finish, missing_fold_models, not_done, untried, vote_without
+from utils.pipeline.outcome import finish, missing_fold_models, untried, vote_without
 from utils.pipeline.preflight import preflight
-from utils.pipeline.profile import Step, profile_path, read_profile, run_name, steps, submitting
+from utils.pipeline.profile import profile_path, read_profile, run_name, steps
 from utils.pipeline.run_notebook import say
+from utils.pipeline.steps import Step, submitting
+from utils.pipeline.up_to_date import delete_out_of_date, out_of_date
 
 SNAKEMAKE = "from utils.pipeline.leftovers import end_with_run as w; w(); from snakemake.cli import main; main()"
 
@@ -29,8 +30,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that stop a run: Ctrl-C, the system's shutdown, a closed terminal."""
 
 
-def snakemake(run: Path, options: list[str], local: bool = True, output: int | None = None) -> tuple[int, str]:
-    """Run notebooks/Snakefile in the run's folder; return its exit status and, with `output=PIPE`, what it printed.
+def snakemake(run: Path, options: list[str], local: bool = True) -> int:
+    """Run notebooks/Snakefile in the run's folder; return its exit status.
 
     A step that fails is tried once more; one that fails twice does not stop those that don't need it. Snakemake gets a
     session of its own. However it ends, also when this process is stopped, its local steps end with it; one with a
@@ -42,17 +43,8 @@ def snakemake(run: Path, options: list[str], local: bool = True, output: int | N
     environment = {OWNER: f"{socket.gethostname()} {os.getpid()}", WORKS_FOR: str(run.resolve())}
     process = None
     try:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | environment,
-            start_new_session=True,
-            text=True,
-            stdout=output,
-            stderr=output,
-        )
-        printed = process.communicate()
-        return process.returncode, "".join(text or "" for text in printed)
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True)
+        return process.wait()
     except BaseException:
         for number in STOPPING:  # one is enough; another would break off the tidying
             signal.signal(number, signal.SIG_IGN)
@@ -72,26 +64,20 @@ def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -
     """
     for step in planned:  # the failures of an earlier start
         (run / step.name / "failed.txt").unlink(missing_ok=True)
-    status, _ = snakemake(run, options, local)
-    left = not_done(run, planned)
+    stale = out_of_date(run, planned)
+    delete_out_of_date(run, stale)
+    status = snakemake(run, options, local) if stale else 0
+    left = list(out_of_date(run, planned))
     if status and untried(run, planned, left):
         say(f"Snakemake ended early, with status {status}; it is started once more")
-        status, _ = snakemake(run, options, local)
-        left = not_done(run, planned)
+        status = snakemake(run, options, local)
+        left = list(out_of_date(run, planned))
     missing = missing_fold_models(run, planned, left)
     if status and missing:
-        target = vote_without(run, submitting(planned), missing)
-        snakemake(run, [target, *options, "--allowed-rules", "ensemble"], local)
+        ensemble = submitting(planned)
+        target = vote_without(run, ensemble, missing)
+        snakemake(run, [target, *options, "--allowed-rules", ensemble.row.section], local)
     return status, left
-
-
-def preview(status: int, printed: str) -> int:
-    """Print the steps that a dry run of Snakemake would run, and why; return the exit status."""
-    jobs = re.findall(r"^    output: (\S.*)/metrics\.json\n(?:    .*\n)*?    reason: (.*)$", printed, re.MULTILINE)
-    print("\n".join(f"would run {step}: {reason}" for step, reason in sorted(jobs)) or "nothing to do")
-    if status:
-        print(printed)
-    return status
 
 
 def start(given: argparse.Namespace) -> int:
@@ -114,9 +100,11 @@ def start(given: argparse.Namespace) -> int:
             copy = copy_for_preview(run, Path(folder))
             images = preflight(copy, data, profile, planned, **checked)
             prepare_run(copy, profile, planned, data_dir, given.force)
-            print(expected_hours(copy, planned, images, jobs), flush=True)
-            options = ["--dry-run", "--cores", "1", *given.snakemake]
-            return preview(*snakemake(copy, options, output=subprocess.PIPE))
+            stale = out_of_date(copy, planned)
+            print(expected_hours(copy, [step for step in planned if step.name in stale], images, jobs))
+            lines = [f"would run {name}: {reason}" for name, reason in stale.items()]
+            print("\n".join(lines) or "nothing to do")
+            return 0
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed needs a moment to end
     try:
@@ -129,7 +117,8 @@ def start(given: argparse.Namespace) -> int:
         say(f"run {run.name}: {len(planned)} steps")
         images = preflight(run, data, profile, planned, **checked)
         prepare_run(run, profile, planned, data_dir, given.force)
-        print(expected_hours(run, planned, images, jobs), flush=True)
+        stale = out_of_date(run, planned)
+        print(expected_hours(run, [step for step in planned if step.name in stale], images, jobs), flush=True)
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
         if given.executor:
             options = ["--executor", given.executor, "--jobs", str(jobs)]

@@ -3,23 +3,12 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from utils.files import ROOT, read_json, shown
+from utils.data.records import NAME, Ensemble, read_record
+from utils.files import ROOT, shown
 from utils.pipeline.changes import prepare_partial
-from utils.pipeline.profile import Step, submitting
 from utils.pipeline.run_notebook import say
-
-
-def not_done(run: Path, planned: list[Step]) -> list[str]:
-    """Steps without a result, and the steps after them, whose metrics.json is out of date and therefore deleted."""
-    left: list[str] = []
-    for step in planned:
-        metrics = run / step.name / "metrics.json"
-        if not metrics.exists() or set(step.after) & set(left):
-            metrics.unlink(missing_ok=True)
-            left.append(step.name)
-    return left
+from utils.pipeline.steps import Step, submitting
 
 
 def untried(run: Path, planned: list[Step], left: list[str]) -> list[str]:
@@ -48,7 +37,7 @@ def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes
     failed = bool(status and left)
     if failed:
         _print_failures(run, planned, left, minutes)
-    if any((run / step.name / "metrics.json").exists() for step in planned):
+    if any((run / step.name / NAME).exists() for step in planned):
         from utils.pipeline.leaderboard import show_leaderboard
         from utils.pipeline.report import write_report
 
@@ -57,7 +46,7 @@ def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes
     last = submitting(planned)
     made = _submission(run, last, time.time() - 60 * minutes)
     if made:
-        missing = made.get("missing", {})
+        missing = made.missing
         partial = f"  PARTIAL: {len(last.after) - len(missing)} of {len(last.after)} fold models" if missing else ""
         print(f"submission  {last.parameters['submission']}{partial}", flush=True)
     if not failed:
@@ -72,20 +61,20 @@ def vote_without(run: Path, ensemble: Step, missing: dict[str, str]) -> str:
     for name, reason in missing.items():
         print(f"         without {name}: {reason}")
     prepare_partial(run, ensemble, missing)
-    return f"{ensemble.name}/metrics.json"
+    return f"{ensemble.name}/{NAME}"
 
 
-def _submission(run: Path, last: Step, began: float) -> dict[str, Any]:
-    """What the last step says about the submission it made, {} if it made none.
+def _submission(run: Path, last: Step, began: float) -> Ensemble | None:
+    """What the last step says about the submission it made, None if it made none. (A baseline has nothing missing.)
 
     The file beside the CSV is written as soon as the CSV has passed its check, so a figure that fails after that does
     not cost the submission. began: when this run began, in seconds of `time.time()`.
     """
     if not last.parameters.get("submission"):
-        return {}
+        return None
     beside = (ROOT / last.parameters["submission"]).with_suffix(".json")
-    of_now = read_json(beside) if beside.exists() and beside.stat().st_mtime > began else {}
-    return read_json(run / last.name / "metrics.json", of_now)
+    of_now = read_record(beside, Ensemble) if beside.exists() and beside.stat().st_mtime > began else None
+    return read_record(run / last.name, Ensemble) or of_now
 
 
 def _causes(planned: list[Step], left: list[str]) -> list[Step]:

@@ -1,6 +1,6 @@
 """Give each step only the plugins it needs, so that an edited plugin reruns only the steps that use its parts."""
 
-from utils.pipeline.profile import Step
+from utils.pipeline.steps import Step
 from utils.registry import load_plugins, named_parts
 
 

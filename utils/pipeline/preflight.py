@@ -18,12 +18,14 @@ from utils.data.competition import HAND_BONES, read_classes
 from utils.data.findings import DataError, Finding
 from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index
 from utils.files import ROOT, Problems, read_json, shown, write_json
+from utils.params import WITHOUT_EFFECT
 from utils.pipeline import resources
-from utils.pipeline.changes import WITHOUT_EFFECT, RunError, fingerprint
+from utils.pipeline.changes import RunError, fingerprint
 from utils.pipeline.leftovers import OWNER
 from utils.pipeline.plugins import assign_plugins
-from utils.pipeline.profile import Profile, Step
+from utils.pipeline.profile import Profile
 from utils.pipeline.resources import in_units
+from utils.pipeline.steps import Step
 from utils.submission import score
 
 
@@ -187,8 +189,8 @@ def machine_problems(
     sizes = resources.measure(table, classes, sides.values())
     images = {split: int((table["split"] == split).sum()) for split in ("train", "test")}
     needed = resources.disk_needed(planned, sizes, images, counts, jobs)
-    written = ("cache", "02_baseline_fcn", "03_train", "04_inference_tta", "09_yolo")
-    there = resources.used(*(run / name for name in written))
+    written = {step.row.notebook for step in planned if {"epochs", "tta"} & step.all_parameters().keys()}
+    there = resources.used(*(run / name for name in ("cache", *written)))
     free = shutil.disk_usage(run).free
     print(f"disk: {needed}, of which {in_units(there)} are there; {in_units(free)} are free", flush=True)
     problems = []

@@ -1,36 +1,26 @@
 """Read profiles: what a run trains and with which parameters, checked against the notebooks before it starts.
 
-A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks: `eda` of 01, `baseline`
-of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `analysis` of 07, `instances` of 08 (for every
-fold model), each model in `yolo` of 09; `parameters` go to every notebook that declares them. A model of 03 may also
-have `after: <another model>`: it starts from that model's weights of the same fold, once it is trained, and takes over
-its parameters but for those that it names itself. One with `votes: false` only prepares others: it is trained, but
-neither predicted nor in the vote. One with 03's parameter `wrist_of: <another model>` is a wrist stage:
-it waits for that model's predictions of the same fold.
+A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of the notebooks, see `pipeline.steps`:
+`eda` of 01, `baseline` of 02, `train` and each model of 03, `predict` of 04, `ensemble` of 05, `zoo` of 06, `analysis`
+of 07, `instances` of 08 and `export` of 10 (for every fold model), each model in `yolo` of 09; `parameters` go to every
+notebook that declares them. A model of 03 may also have `after: <another model>`: it starts from that model's weights
+of the same fold, once it is trained, and takes over its parameters but for those that it names itself. One with
+`votes: false` only prepares others: it is trained, but neither predicted nor in the vote. One with 03's parameter
+`wrist_of: <another model>` is a wrist stage: it waits for that model's predictions of the same fold.
 """
 
 from collections.abc import Iterator
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from utils.files import ROOT, Problems, resolve, shown, unknown
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
 from utils.pipeline.model_order import check_votes, find_chains, find_wrist_stages, is_voter
 from utils.pipeline.open_run import nested_problems
-
-NOTEBOOKS = {
-    "eda": "01_eda",
-    "baseline": "02_baseline_fcn",
-    "train": "03_train",
-    "predict": "04_inference_tta",
-    "ensemble": "05_ensemble",
-    "analysis": "07_analysis",
-    "instances": "08_instances",
-    "yolo": "09_yolo",
-}
-"""The notebook of each section."""
+from utils.pipeline.steps import PREDICT, ROWS, TRAIN, Row, Step
 
 EmptyIfNone = BeforeValidator(lambda value: {} if value is None else value)
 Section = Annotated[dict[str, Any], EmptyIfNone]
@@ -69,46 +59,38 @@ class Sample(_Strict):
     artefacts: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class Profile(_Strict):
-    """A profile file: `models` and `yolo` × `folds`. `threads`: CPU threads of one step; `jobs`: steps at a time."""
+class _Profile(_Strict):
+    """A profile file: models × `folds`. `threads`: CPU threads of one step; `jobs`: steps at a time."""
 
     sample: Sample = Sample()
     threads: Annotated[int, Field(ge=1)] = 2
     jobs: Annotated[int, Field(ge=1)] = 1
     parameters: Section = {}
     folds: Annotated[list[Annotated[int, Field(ge=-1)]], Field(min_length=1)] = [0]
-    eda: Section = {}
-    baseline: Annotated[Section | None, EmptyIfNone] = None
-    train: Section = {}
-    models: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
-    predict: Section = {}
-    yolo: Annotated[dict[ModelName, Section], EmptyIfNone] = {}
-    ensemble: Section = {}
-    analysis: Annotated[Section | None, EmptyIfNone] = None
-    instances: Annotated[Section | None, EmptyIfNone] = None
 
     @property
     def all_models(self) -> list[str]:
-        """The names of all models that vote."""
-        return [*self.models, *self.yolo]
+        """The names of all models, those of every section that has some."""
+        return [name for section in MODEL_SECTIONS for name in getattr(self, section)]
 
 
-class Step(BaseModel):
-    """One execution of a notebook. `name` is its folder in the run, such as `03_train/unetplusplus/fold0`.
+MODEL_SECTIONS = list(dict.fromkeys(row.models for row in ROWS if row.models))
+"""The sections of a profile that hold models, each with its own parameters."""
 
-    plugins: the files whose parts its parameters name, with their SHA-256.
+
+def profile_class() -> type[_Profile]:
+    """The class of profiles, with a section for each row of the table of steps.
+
+    One that is not always in a run is None where the profile does not name it.
     """
+    of_models = Annotated[dict[ModelName, Section], EmptyIfNone]
+    fields = {
+        row.section: (Section, {}) if row.always else (Annotated[Section | None, EmptyIfNone], None) for row in ROWS
+    }
+    return create_model("Profile", __base__=_Profile, **fields | dict.fromkeys(MODEL_SECTIONS, (of_models, {})))
 
-    name: str
-    parameters: dict[str, Any] = {}
-    after: list[str] = []
-    plugins: dict[str, str] = {}
 
-    def all_parameters(self) -> dict[str, Any]:
-        """Those given, and the notebook's defaults for the others."""
-        notebook = self.name.partition("/")[0]
-        defaults = declared(ROOT / "notebooks" / f"{notebook}.ipynb")
-        return {name: parameter.default for name, parameter in defaults.items()} | self.parameters
+Profile = profile_class()
 
 
 def profile_path(name: str) -> Path:
@@ -120,7 +102,7 @@ def profile_path(name: str) -> Path:
     return path
 
 
-def read_profile(path: str | Path) -> Profile:
+def read_profile(path: str | Path) -> _Profile:
     """Read a profile file and check its structure. Raises ProfileError with all unknown keys and wrong values."""
     try:
         raw = load_yaml(Path(path).read_text(encoding="utf-8")) or {}
@@ -147,47 +129,45 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
     """
     profile, problems = read_profile(path), []
     chains = find_chains(profile.models, problems)
-    problems += [f"yolo.{name}: there is a model of this name" for name in profile.yolo if name in profile.models]
-    shared = {"parameters": profile.parameters, "train": profile.train}
+    others = [section for section in MODEL_SECTIONS if section != TRAIN.models]
+    for section in others:
+        twice = [name for name in getattr(profile, section) if name in profile.models]
+        problems += [f"{section}.{name}: there is a model of this name" for name in twice]
+    shared = {"parameters": profile.parameters, TRAIN.section: profile.train}
     stages = find_wrist_stages(profile.models, shared, chains, problems)
-    problems += check_votes(profile.models, bool(profile.yolo), chains, stages)
+    problems += check_votes(profile.models, any(getattr(profile, s) for s in others), chains, stages)
     if problems:
         raise ProfileError(path, problems)
     plan = list(_plan(profile, chains, stages, run, data_dir))
-    notebooks = {section: _declared(NOTEBOOKS[section], problems) for section in dict.fromkeys(s for s, *_ in plan)}
+    notebooks = {path: _declared(path, problems) for path in dict.fromkeys(step.notebook for _, step, _ in plan)}
     known = {name for parameters in notebooks.values() for name in parameters}
     for name in profile.parameters:
         if name in OWN:
             problems.append(f"parameters.{name}: set by the run itself")
         elif name not in known:
             problems.append(f"parameters: {unknown('parameter', name, known)}")
-    for section, where, step, own in plan:
-        notebook = notebooks[section]
+    for where, step, own in plan:
+        notebook = notebooks[step.notebook]
         given = {k: v for k, v in profile.parameters.items() if k in notebook}
         for title, values in where.items():
             problems += [f"{title}.{k}: set by the run itself" for k in values if k in own]
             problems += [f"{title}: {p}" for p in [*check_values(notebook, values)[1], *nested_problems(values)]]
             given |= values
         lacking = [k for k in own if k not in notebook] if notebook else []
-        problems += [f"notebooks/{NOTEBOOKS[section]}.ipynb does not declare {k}, which a run needs" for k in lacking]
+        problems += [f"{step.notebook} does not declare {k}, which a run needs" for k in lacking]
         given = {k: v for k, v in (given | own).items() if k in notebook}
         step.parameters, wrong = check_values(notebook, given)
         problems += [p for p in wrong if not any(q.endswith(p) for q in problems)]
     if problems:
         raise ProfileError(path, problems)
-    return [step for _, _, step, _ in plan]
+    return [step for _, step, _ in plan]
 
 
-def submitting(planned: list[Step]) -> Step:
-    """The step that makes the submission; without one, the last step."""
-    return next((step for step in planned if step.parameters.get("submission")), planned[-1])
-
-
-def _declared(name: str, problems: list[str]) -> dict[str, Parameter]:
+def _declared(path: str, problems: list[str]) -> dict[str, Parameter]:
     try:
-        return declared(ROOT / "notebooks" / f"{name}.ipynb")
+        return declared(ROOT / path)
     except FileNotFoundError:
-        problems.append(f"notebooks/{name}.ipynb is missing")
+        problems.append(f"{path} is missing")
     except ParameterError as error:
         problems += error.problems
     return {}
@@ -202,44 +182,58 @@ def _sections(models: dict[str, Section], chain: list[str]) -> dict[str, Section
 
 
 def _plan(
-    profile: Profile, chains: dict[str, list[str]], stages: dict[str, str], run: str, data_dir: str
-) -> Iterator[tuple[str, dict[str, Section], Step, Section]]:
-    """(section, its parameters by their place in the file, the step without them, what the run sets) of each step."""
-    common = {"data_dir": data_dir, "output_dir": f"outputs/{run}"}
-    submission = {"submission": f"submissions/{run}.csv"}
-    yield "eda", {"eda": profile.eda}, Step(name=NOTEBOOKS["eda"]), common
-    if profile.baseline is not None:
-        own = common if profile.all_models else common | submission  # without other models, the baseline is submitted
-        yield "baseline", {"baseline": profile.baseline}, Step(name=NOTEBOOKS["baseline"]), own
-    predicted = []
-    for fold in profile.folds:
-        for model, (*earlier, _) in chains.items():
-            own = common | {"model": model, "fold": fold}
-            trained, predict = (f"{NOTEBOOKS[s]}/{model}/fold{fold}" for s in ("train", "predict"))
-            where = {"train": profile.train, **_sections(profile.models, [*earlier, model])}
-            before, start = [], {}
-            if earlier:
-                before = [f"{NOTEBOOKS['train']}/{earlier[-1]}/fold{fold}"]
-                start["init_checkpoint"] = f"outputs/{run}/{NOTEBOOKS['train']}/{earlier[-1]}/fold{{fold}}/best"
-            if model in stages:
-                before.append(f"{NOTEBOOKS['predict']}/{stages[model]}/fold{fold}")
-            yield "train", where, Step(name=trained, after=before), own | start
-            if is_voter(profile.models[model]):
-                yield "predict", {"predict": profile.predict}, Step(name=predict, after=[trained]), own
-                predicted.append(predict)
-            if profile.instances is not None:
-                step = Step(name=f"{NOTEBOOKS['instances']}/{model}/fold{fold}", after=[trained])
-                yield "instances", {"instances": profile.instances}, step, own
-        for model, section in profile.yolo.items():
-            predicted.append(f"{NOTEBOOKS['yolo']}/{model}/fold{fold}")
-            yield "yolo", {f"yolo.{model}": section}, Step(name=predicted[-1]), common | {"model": model, "fold": fold}
-    if predicted:
-        voters = [m for m in profile.all_models if m not in stages and is_voter(profile.models.get(m, {}))]
-        own = common | submission | {"models": voters, "missing": {}}
-        yield "ensemble", {"ensemble": profile.ensemble}, Step(name=NOTEBOOKS["ensemble"], after=predicted), own
-        if profile.analysis is not None:
-            step = Step(name=NOTEBOOKS["analysis"], after=[NOTEBOOKS["ensemble"]])
-            yield "analysis", {"analysis": profile.analysis}, step, common
+    profile: _Profile, chains: dict[str, list[str]], stages: dict[str, str], run: str, data_dir: str
+) -> Iterator[tuple[dict[str, Section], Step, Section]]:
+    """(its parameters by their place in the file, the step without them, what the run sets) of each step."""
+    voters = [name for name in profile.all_models if is_voter(profile.models.get(name, {}))]
+    rows = _planned_rows(profile, voters)
+    submits = [row for row in rows if "submission" in row.own][-1:]  # without other models, the baseline is submitted
+    of_run = {"submission": f"submissions/{run}.csv", "models": [m for m in voters if m not in stages], "missing": {}}
+    names: dict[str, list[str]] = {row.section: [] for row in ROWS}
+    for models, of_models in groupby(rows, key=lambda row: row.models):
+        of_models = list(of_models)
+        each = (
+            product(profile.folds, chains if models == TRAIN.models else getattr(profile, models))
+            if models
+            else [(0, "")]
+        )
+        for (fold, model), row in product(each, of_models):
+            if row.votes and model not in voters:
+                continue
+            own = {"data_dir": data_dir, "output_dir": f"outputs/{run}"} | (
+                {"model": model, "fold": fold} if models else {}
+            )
+            own |= {name: of_run[name] for name in row.own if name != "submission" or row in submits}
+            where = {row.section: getattr(profile, row.section)}
+            step = Step(name=row.name(model, fold), after=_after(row, model, fold, names))
+            if row.section == models:
+                where = {f"{models}.{model}": where[models][model]}
+            elif row is TRAIN:
+                where |= _sections(profile.models, chains[model])
+                if earlier := chains[model][-2:-1]:
+                    step.after.append(TRAIN.name(earlier[0], fold))
+                    own["init_checkpoint"] = f"outputs/{run}/{TRAIN.notebook}/{earlier[0]}/fold{{fold}}/best"
+                if model in stages:
+                    step.after.append(PREDICT.name(stages[model], fold))
+            names[row.section].append(step.name)
+            yield where, step, own
+
+
+def _planned_rows(profile: _Profile, voters: list[str]) -> list[Row]:
+    """The rows of the table that this profile executes: one made once needs at least one of the steps it asks for."""
+    planned: list[Row] = []
+    for row in ROWS:
+        models = [m for m in getattr(profile, row.models) if not row.votes or m in voters] if row.models else [""]
+        needed = not row.needs or {earlier.section for earlier in planned} & {*row.needs}
+        if models and needed and getattr(profile, row.section) is not None:
+            planned.append(row)
+    return planned
+
+
+def _after(row: Row, model: str, fold: int, names: dict[str, list[str]]) -> list[str]:
+    """The steps that a step needs: of those made for the same models, that of its own fold model."""
+    found = [name for section in row.needs for name in names[section]]
+    return [name for name in found if not row.models or name.endswith(f"/{model}/fold{fold}")]
 
 
 def _structure(error: dict[str, Any]) -> str:

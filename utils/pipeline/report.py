@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from utils.data.records import Analysis, Ensemble, read_record
 from utils.files import read_json, shown, write_text
 from utils.pipeline.leaderboard import as_html, left_out, read_leaderboard
-from utils.pipeline.profile import NOTEBOOKS
+from utils.pipeline.steps import ROWS
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -36,7 +37,8 @@ def write_report(run: str | Path) -> Path:
     """
     run = Path(run)
     folder = run / "report"
-    found = [path for number in NOTEBOOKS.values() for path in sorted((run / number).rglob(f"{number}.ipynb"))]
+    names = sorted(row.notebook for row in ROWS)
+    found = [path for name in names for path in sorted((run / name).rglob(f"{name}.ipynb"))]
     notebooks = {path.parent.relative_to(run).as_posix(): path for path in found}
     pages = {name: folder / f"{name.replace('/', '-')}.html" for name in notebooks}
     for name, path in notebooks.items():
@@ -89,7 +91,7 @@ def _leaderboard(run: Path) -> str:
     table = read_leaderboard(run)
     if table.empty:
         return "<p>No step has ended yet.</p>"
-    missing = read_json(run / NOTEBOOKS["ensemble"] / "metrics.json", {}).get("missing", {})
+    missing = read_record(run / Ensemble.notebook, Ensemble, empty=True).missing
     partial = "".join(f"<li>{html.escape(f'{name}: {reason}')}</li>" for name, reason in missing.items())
     partial = f'<p class="failed">The submission is PARTIAL. It lacks</p><ul>{partial}</ul>' if missing else ""
     return f'{partial}<div class="leaderboard {table["kind"][0]}">{as_html(table)}</div>'
@@ -97,23 +99,21 @@ def _leaderboard(run: Path) -> str:
 
 def _analysis(run: Path) -> str:
     """The scores with their intervals and the verdicts of notebook 07; "" before it has ended."""
-    folder = run / NOTEBOOKS["analysis"]
-    metrics = read_json(folder / "metrics.json", {})
-    if not metrics.get("result"):
+    found = read_record(run / Analysis.notebook, Analysis, empty=True)
+    if not found.result:
         return ""
-    scores = pd.read_csv(folder / "scores.csv").rename(columns={"on": "", "low": "95 % from", "high": "to"})
+    scores = pd.read_csv(found.folder / "scores.csv").rename(columns={"on": "", "low": "95 % from", "high": "to"})
     align = ["left"] + ["right"] * (len(scores.columns) - 1)
     table = tabulate(scores, "keys", "html", showindex=False, floatfmt=".4f", missingval="", colalign=align)
-    verdicts = "".join(f"<li>{html.escape(text)}</li>" for text in metrics["verdicts"])
-    title = f"<h2>Out-of-fold Dice of {html.escape(metrics['result'])}</h2>"
-    return f'{title}<div class="leaderboard">{table}</div><p>{html.escape(metrics["wrists"])}</p><ul>{verdicts}</ul>'
+    verdicts = "".join(f"<li>{html.escape(text)}</li>" for text in found.verdicts)
+    title = f"<h2>Out-of-fold Dice of {html.escape(found.result)}</h2>"
+    return f'{title}<div class="leaderboard">{table}</div><p>{html.escape(found.wrists)}</p><ul>{verdicts}</ul>'
 
 
 def _card(run: Path, name: str, page: str, notebook: Path) -> str:
     """The link to a notebook's page, with a picture, its title and its state."""
-    metrics = read_json(run / name / "metrics.json", {})
-    minutes = metrics.get("minutes")
-    state = f"{minutes:.1f} min" if minutes is not None else "done" if metrics else "not finished"
+    record = read_record(run / name)
+    state = "not finished" if record is None else "done" if record.minutes is None else f"{record.minutes:.1f} min"
     state = '<span class="failed">failed</span>' if (run / name / "failed.txt").exists() else state
     try:
         picture = _thumbnail(notebook)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.cache import make_entry
-from utils.pipeline.profile import Step
+from utils.pipeline.steps import Step
 
 MEASURED = 3
 """Training images, spread over all, whose cache entries are made to see how large they are."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from utils.data.records import NAME, PREDICTING
 from utils.files import ROOT, resolve, shown
-from utils.inference.ensemble import STEPS
 from utils.params import declared
 
 SHARED = ("data_dir", "output_dir", "label_fixes", "plugins", "n_folds", "seed", "device", "precision", "num_workers")
@@ -24,12 +24,13 @@ def run_if_missing(
     that is asked for by name is never made here: FileNotFoundError lists the finished ones.
     """
     steps = resolve(parameters["output_dir"]) / notebook
-    equal = [steps.with_name(name) for name in (STEPS if notebook in STEPS else (notebook,))]  # their results are alike
-    done = f"{model or '*'}/fold{'*' if fold is None else fold}/metrics.json"
-    if (steps / "metrics.json").exists() or any(path for place in equal for path in place.glob(done)):
+    alike = [kind.notebook for kind in PREDICTING]  # whoever predicted
+    places = [steps.with_name(name) for name in (alike if notebook in alike else [notebook])]
+    done = f"{model or '*'}/fold{'*' if fold is None else fold}/{NAME}"
+    if (steps / NAME).exists() or any(path for place in places for path in place.glob(done)):
         return
     if model:
-        there = sorted({path.parents[1].name for path in steps.glob("*/fold*/metrics.json")})
+        there = sorted({path.parents[1].name for path in steps.glob(f"*/fold*/{NAME}")})
         raise FileNotFoundError(
             f"no model {model!r} with fold {fold} in {shown(steps)}; finished models: {', '.join(there) or 'none'}. "
             f"Run notebooks/{notebook}.ipynb with -p model {model} -p fold {fold} first."

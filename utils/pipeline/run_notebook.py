@@ -5,7 +5,6 @@ terminal and writes its log, its error and the executed notebook.
 """
 
 import argparse
-import hashlib
 import io
 import logging
 import os
@@ -17,33 +16,35 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from utils.files import ROOT, read_json, write_json, write_text
+from utils.data.records import NAME
+from utils.files import ROOT, read_json, write_text
 from utils.pipeline.leftovers import end_processes, end_with_run, kernel_folder
+from utils.pipeline.up_to_date import digests, made_from, note_inputs
 
 
-def run_step(run: Path, name: str, inputs: list[Path], threads: int) -> int:
+def run_step(run: Path, name: str, threads: int) -> int:
     """Run step `name` of the run folder `run` with `threads` CPU threads; return 0 if it succeeded, 1 if it failed.
 
-    `inputs` are the files that the result depends on. If they differ from those of an earlier attempt, its folder moves
-    to `<run>/previous/`; if they are the same, the notebook continues with the files that are there. The executed
+    If its inputs differ from those of an earlier attempt, its folder moves to `<run>/previous/`; if they are the same,
+    the notebook continues with the files that are there. The executed
     notebook and `log.txt` are written to the step's folder, and `failed.txt` with the error if there was one.
     metrics.json, which the notebook writes last, says that the step is done, whatever happens after it.
     """
     folder = run / name
     end_processes(folder)  # the kernel of an attempt whose own process was killed
-    fingerprint = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in inputs}
-    if folder.exists() and any(folder.iterdir()) and read_json(folder / "inputs.json", None) != fingerprint:
+    now = digests(run, read_json(run / "run.json")["steps"][name]["inputs"])
+    if folder.exists() and any(folder.iterdir()) and made_from(run, name) != now:
         set_aside(run, name)
-    write_json(folder / "inputs.json", fingerprint)
-    for old in ("failed.txt", "metrics.json"):
+    note_inputs(run, name, now)
+    for old in ("failed.txt", NAME):
         (folder / old).unlink(missing_ok=True)
     title = name.replace("/", " ")
     say(f"▶ {title}")
     start = time.monotonic()
     error = _execute(run, name, threads)
     minutes = (time.monotonic() - start) / 60
-    if not (folder / "metrics.json").exists():
-        error = error or "the notebook ended without writing metrics.json"
+    if not (folder / NAME).exists():
+        error = error or f"the notebook ended without writing {NAME}"
         write_text(folder / "failed.txt", error)
         say(f"✗ {title} failed after {minutes:.1f} min: {error.strip().splitlines()[-1][:200]}")
         return 1
@@ -135,15 +136,14 @@ def _print(line: str) -> None:
 
 
 def main() -> int:
-    """`python -m utils.pipeline.run_notebook --run FOLDER --threads N STEP INPUT…`, inputs relative to the folder."""
+    """`python -m utils.pipeline.run_notebook --run FOLDER --threads N STEP`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("step")
-    parser.add_argument("inputs", nargs="*")
     given = parser.parse_args()
     end_with_run()
-    return run_step(given.run, given.step, [given.run / name for name in given.inputs], given.threads)
+    return run_step(given.run, given.step, given.threads)
 
 
 if __name__ == "__main__":

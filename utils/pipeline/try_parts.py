@@ -33,7 +33,7 @@ from utils.models.checkpoint import read_config
 from utils.models.yolo import describe_yolo
 from utils.params import pick
 from utils.pipeline.leftovers import end_with_run
-from utils.pipeline.profile import Step
+from utils.pipeline.steps import Step
 from utils.registry import load_plugins
 from utils.training.losses import build_loss
 from utils.training.module import Settings, batch_loss
