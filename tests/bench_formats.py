@@ -13,7 +13,7 @@ from PIL import Image
 from tests.bench_tools import side_by_side
 from utils.data.competition import HAND_BONES
 from utils.formats.coco import to_coco
-from utils.formats.yolo import to_yolo
+from utils.formats.yolo_dataset import to_yolo
 
 IMAGES, POINTS, SIDE = 800, 101, 2048
 """As many training images as the competition has, and about as many points in a polygon as the sample's."""

@@ -22,8 +22,8 @@ from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
 from utils.files import ROOT, Problems, read_json
 from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
-from utils.inference.export import FILES, Exportable, export, first_line, quiet
-from utils.inference.parity import compare, open_exported, torch_runner
+from utils.inference.export import FILES, Exportable, export, first_line, without_warnings
+from utils.inference.parity import compare_exported, open_exported, torch_runner
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.models import build_model
@@ -85,7 +85,9 @@ def test_any_number_of_images_gives_pytorchs_probabilities(trained, data, files,
 def test_dice_equals_pytorchs_and_int8_stays_near(trained, data, files):
     network, config = load_checkpoint(trained)
     names = data.validation["image_name"].tolist()
-    parity = compare(list(files.values()), Exportable(network), data.cache, names, config.thresholds, 3, 1, rounds=2)
+    parity = compare_exported(
+        list(files.values()), Exportable(network), data.cache, names, config.thresholds, 3, 1, rounds=2
+    )
     table = parity.table
     assert list(table.index) == ["pytorch", *FILES] and (table["problem"] == "").all()
     maps = plain_probabilities(network, config, data, names)
@@ -165,7 +167,7 @@ def test_what_cant_be_exported_is_said_and_the_rest_is_written(tmp_path):
 
 
 def test_a_batch_that_a_trace_cant_take_has_the_operations_own_message():
-    with quiet():
+    with without_warnings():
         fixed = torch.jit.trace(lambda image: image.reshape(len(image), -1), torch.zeros(2, 3), check_trace=False)
     with pytest.raises(RuntimeError) as caught:
         fixed(torch.zeros(7))
@@ -177,7 +179,7 @@ def test_a_file_that_a_runtime_cant_read_has_a_line_too(trained, data, files, tm
     (tmp_path / "bad.onnx").write_bytes(b"no network")
     bad = replace(files["onnx"], path=tmp_path / "bad.onnx")
     names = data.validation["image_name"][:1].tolist()
-    table = compare([bad, files["openvino"]], Exportable(network), data.cache, names, 0.5, rounds=1).table
+    table = compare_exported([bad, files["openvino"]], Exportable(network), data.cache, names, 0.5, rounds=1).table
     assert table.loc["onnx", "problem"].startswith("can't be run: ") and np.isnan(table.loc["onnx", "dice"])
     assert table.loc["openvino", "problem"] == "" and table.loc["openvino", "agreement"] > 0.999
 
@@ -273,6 +275,6 @@ def test_networks_that_unpool_can_be_traced():
     network = Exportable(build_model("segnet", 2, width=0.1))
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        with quiet():
+        with without_warnings():
             traced = torch.jit.trace(network, image, check_trace=False)
         assert torch.equal(traced(image.flip(3)), network(image.flip(3)))

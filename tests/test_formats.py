@@ -23,11 +23,11 @@ from tests.strategies import floats
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
 from utils.data.folds import read_folds, split_fold
 from utils.files import ROOT
-from utils.formats import class_maps, coco, coco_rle, commands, cvat, labelme, yolo
+from utils.formats import class_maps, coco, coco_rle, commands, cvat, labelme, yolo_dataset
 from utils.formats.coco_read import read_dataset
 from utils.formats.image_files import ImageFiles
+from utils.formats.imported_shapes import Options
 from utils.formats.read_folder import Image, _plain_annotation, each_image, images_of
-from utils.formats.shapes import Options
 from utils.masks import rle
 from utils.masks.labels import draw
 from utils.masks.outlines import outline
@@ -109,11 +109,11 @@ def test_a_ring_is_cut_into_polygons_and_a_disc_is_not():
 def test_coco_rle_is_that_of_pycocotools(mask):
     height, width = mask.shape
     expected = judge.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-    found = coco_rle.encode(mask, (0, 0), (height, width))
+    found = coco_rle.encode_coco(mask, (0, 0), (height, width))
     assert found == {"size": [height, width], "counts": expected}
     uncompressed = {"size": [height, width], "counts": coco_rle.counts_of(found).tolist()}
     for form in (found, uncompressed):
-        region, (top, left) = coco_rle.decode(form)
+        region, (top, left) = coco_rle.decode_coco(form)
         whole = np.zeros(mask.shape, bool)
         whole[top : top + region.shape[0], left : left + region.shape[1]] = region
         assert (whole == mask).all()
@@ -237,11 +237,11 @@ def test_every_polygon_can_be_an_instance(data, tmp_path):
 
 def test_yolo_and_back(data, sample, tmp_path):
     for number, folder in enumerate((data, sample)):
-        yolo.to_yolo(folder, tmp_path / f"y{number}")
+        yolo_dataset.to_yolo(folder, tmp_path / f"y{number}")
         for image in (tmp_path / f"y{number}/images").rglob("*.png"):
             assert image.stat().st_nlink > 1  # linked, not copied
         back = tmp_path / f"back{number}"
-        yolo.from_yolo(tmp_path / f"y{number}", back)
+        yolo_dataset.from_yolo(tmp_path / f"y{number}", back)
         assert read_classes(back) == read_classes(folder)
         one, other = masks_of(folder), masks_of(back)
         assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
@@ -258,19 +258,19 @@ def test_train_and_val_follow_the_runs_folds(sample, tmp_path):
     parts, whole = [read_dataset(path) for path in paths], coco.to_coco(sample, tmp_path / "whole.json")
     assert [{Path(p.file_name).name for p in part.images.values()} for part in parts] == [train, validation]
     assert parts[0].images | parts[1].images == read_dataset(*whole).images  # the same ids in all files
-    yolo.to_yolo(sample, tmp_path / "y", tmp_path / "folds.csv", 1)
+    yolo_dataset.to_yolo(sample, tmp_path / "y", tmp_path / "folds.csv", 1)
     class_maps.to_png(sample, tmp_path / "p", tmp_path / "folds.csv", 1)
     for folder in ("y/images", "p/images", "p/masks"):
         assert {p.name for p in (tmp_path / folder / "val").rglob("*.png")} == validation
         assert {p.name for p in (tmp_path / folder / "train").rglob("*.png")} == train
     with pytest.raises(DataError, match=r"no fold 7\n.*\[0, 1, 2\]"):
-        yolo.to_yolo(sample, tmp_path / "z", tmp_path / "folds.csv", 7)
+        yolo_dataset.to_yolo(sample, tmp_path / "z", tmp_path / "folds.csv", 7)
     with pytest.raises(DataError, match="no such file"):
-        yolo.to_yolo(sample, tmp_path / "z", tmp_path / "nowhere.csv")
+        yolo_dataset.to_yolo(sample, tmp_path / "z", tmp_path / "nowhere.csv")
 
 
 def test_without_folds_people_are_kept_apart(sample, tmp_path):
-    yolo.to_yolo(sample, tmp_path / "y")
+    yolo_dataset.to_yolo(sample, tmp_path / "y")
     people = {part: {p.name for p in (tmp_path / "y/images" / part).iterdir()} for part in ("train", "val")}
     assert people["train"] and people["val"] and not people["train"] & people["val"]
     description = yaml.safe_load((tmp_path / "y/dataset.yaml").read_text())
@@ -305,7 +305,7 @@ def test_coco_of_labelling_tools_annotations(data, tmp_path):
         kept = {key: entry[key] for key in ("id", "image_id", "bbox")} | {"category_id": entry["category_id"] - 1}
         if len(entry["segmentation"]) == 1 and entry["image_id"] > 1:
             return {**kept, "segmentation": entry["segmentation"][0], "iscrowd": 0}
-        counts = coco_rle.counts_of(coco_rle.encode(mask, (0, 0), mask.shape)).tolist()
+        counts = coco_rle.counts_of(coco_rle.encode_coco(mask, (0, 0), mask.shape)).tolist()
         return {**kept, "segmentation": {"size": list(mask.shape), "counts": counts}, "iscrowd": 1}
 
     path = export(data, tmp_path / "a.json", annotations=change, categories=lambda c: {**c, "id": c["id"] - 1})
@@ -434,7 +434,7 @@ def test_cvat(data, tmp_path):
 
 def test_labels_of_label_studios_yolo_export(data, tmp_path):
     """A folder without YAML: images, labels, classes.txt and notes.json."""
-    yolo.to_yolo(data, tmp_path / "y")
+    yolo_dataset.to_yolo(data, tmp_path / "y")
     flat = tmp_path / "flat"
     for kind, pattern in (("images", "*.png"), ("labels", "*.txt")):
         (flat / kind).mkdir(parents=True)
@@ -442,7 +442,7 @@ def test_labels_of_label_studios_yolo_export(data, tmp_path):
             (flat / kind / path.name).write_bytes(path.read_bytes())
     (flat / "classes.txt").write_text("b\na\n")
     (flat / "notes.json").write_text(json.dumps({"categories": [{"id": 0, "name": "b"}, {"id": 1, "name": "a"}]}))
-    assert "3 people" in yolo.from_yolo(flat, tmp_path / "back")
+    assert "3 people" in yolo_dataset.from_yolo(flat, tmp_path / "back")
     found, true = masks_of(tmp_path / "back"), masks_of(data)
     assert all((found[key] == true[key]).all() for key in true)
 
@@ -453,7 +453,7 @@ def brute_force(folder, names, classes):
     true = masks_of(folder.parent / "truth")
     for path in sorted((folder / "masks").rglob("*.png")):
         values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        found = class_maps.decode(values, names, classes)
+        found = class_maps.decode_class_map(values, names, classes)
         truth = np.stack([true[path.name, c] for c in classes])
         both, sums = (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))
         rows.append((2 * both + 1e-4) / (sums + 1e-4))
@@ -484,7 +484,7 @@ def test_a_class_may_be_called_background(data, tmp_path):
     values = cv2.imread(str(next((tmp_path / "maps/masks").rglob("three.png"))), cv2.IMREAD_UNCHANGED)
     true = masks_of(data)["three.png", "background"]
     assert ((values == 2) == true).all()
-    decoded = class_maps.decode(values, ["background", "b", "background"], ["b", "background"])
+    decoded = class_maps.decode_class_map(values, ["background", "b", "background"], ["b", "background"])
     assert (decoded[1] == true).all() and not decoded[0].any()
 
 
@@ -500,7 +500,7 @@ def test_overlaps_can_be_ignored_and_small_classes_are_kept(data, tmp_path):
     assert both.sum() > 0 and (smaller[both] == 1).all() and (ignored[both] == 255).all()  # b is the smaller one
     assert (smaller[~both] == ignored[~both]).all() and smaller.shape == SIZES["ID1/two.png"]
     with pytest.raises(DataError, match=r"values \[3\]; expected 0 to 2, or 255"):
-        class_maps.decode(np.uint8([[3]]), ["background", "b", "a"], CLASSES)
+        class_maps.decode_class_map(np.uint8([[3]]), ["background", "b", "a"], CLASSES)
 
 
 def test_a_submission_becomes_coco_results(sample, tmp_path):

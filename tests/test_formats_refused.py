@@ -13,9 +13,9 @@ from PIL import Image
 from tests.formats import POLYGONS, export, make_folder, run
 from tests.strategies import floats
 from utils.data.competition import DataError
-from utils.formats import coco, cvat, labelme, yolo
+from utils.formats import coco, cvat, labelme, yolo_dataset
 from utils.formats.coco_read import read_dataset, read_results
-from utils.formats.shapes import Options
+from utils.formats.imported_shapes import Options
 from utils.formats.write_folder import Imported, write_folder
 
 
@@ -199,7 +199,7 @@ def test_everything_wrong_in_coco_results(data, tmp_path):
 
 
 def test_everything_wrong_in_yolo_labels(data, tmp_path):
-    yolo.to_yolo(data, tmp_path / "y")
+    yolo_dataset.to_yolo(data, tmp_path / "y")
     labels = {path.stem: path for path in (tmp_path / "y/labels").rglob("*.txt")}
     labels["one"].write_text("2 0 0 1 0 1 1\nx 0 0 1 0 1 1\n-1 0 0 1 0 1 1\n\n0 0.1 0.1 0.5 0.1 1.2 0.4\n0 0 0 1 0 1\n")
     labels["two"].write_text("0 0.5 0.5 0.2 0.2\n0 nan 0 1 0 1 1\n0 a 0 1 0 1 1\n0\n")
@@ -208,7 +208,7 @@ def test_everything_wrong_in_yolo_labels(data, tmp_path):
     bad = next((tmp_path / "y/images").rglob("three.png"))
     bad.with_stem("five").write_bytes(b"no image")
     assert_each_found(
-        refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back"),
+        refused(yolo_dataset.from_yolo, tmp_path / "y", tmp_path / "back"),
         "one.txt: line 1: class id '2'; expected 0 to 1",
         "one.txt: line 2: class id 'x'",
         "one.txt: line 3: class id '-1'",
@@ -226,13 +226,13 @@ def test_everything_wrong_in_yolo_labels(data, tmp_path):
 
 
 def test_an_order_of_yolo_names_that_is_not_clear(data, tmp_path):
-    yolo.to_yolo(data, tmp_path / "y")
+    yolo_dataset.to_yolo(data, tmp_path / "y")
     path = tmp_path / "y/dataset.yaml"
     content = yaml.safe_load(path.read_text())
 
     def problems(names, **more):
         path.write_text(yaml.safe_dump({**content, "names": names, **more}, sort_keys=False))
-        return refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back")
+        return refused(yolo_dataset.from_yolo, tmp_path / "y", tmp_path / "back")
 
     assert problems({1: "a", 0: "b"})[0] == "found 1: a, 0: b"
     assert problems({0: "b", 2: "a"}) == ["the ids are not 0, 1, 2, …"]
@@ -246,16 +246,16 @@ def test_an_order_of_yolo_names_that_is_not_clear(data, tmp_path):
 
 
 def test_folders_that_are_no_yolo(data, tmp_path):
-    assert refused(yolo.from_yolo, tmp_path / "nowhere", tmp_path / "back")
+    assert refused(yolo_dataset.from_yolo, tmp_path / "nowhere", tmp_path / "back")
     (tmp_path / "y").mkdir()
-    assert "dataset.yaml" in refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back")[0]
+    assert "dataset.yaml" in refused(yolo_dataset.from_yolo, tmp_path / "y", tmp_path / "back")[0]
     (tmp_path / "y/a.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
-    problems = refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back")
+    problems = refused(yolo_dataset.from_yolo, tmp_path / "y", tmp_path / "back")
     assert_each_found(problems, "train: no images in", "val: no images in")
     (tmp_path / "y/b.yaml").write_text("names: [a]\n")
-    assert "name one of" in refused(yolo.from_yolo, tmp_path / "y", tmp_path / "back")[0]
+    assert "name one of" in refused(yolo_dataset.from_yolo, tmp_path / "y", tmp_path / "back")[0]
     (tmp_path / "y/b.yaml").write_text("{")
-    assert refused(yolo.from_yolo, tmp_path / "y/b.yaml", tmp_path / "back")
+    assert refused(yolo_dataset.from_yolo, tmp_path / "y/b.yaml", tmp_path / "back")
 
 
 def test_everything_wrong_in_labelme_files(data, tmp_path):

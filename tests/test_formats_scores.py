@@ -13,7 +13,7 @@ from tests.formats import make_folder, run
 from tests.reference import surface_distances
 from utils.data.competition import DataError, read_classes
 from utils.formats import coco
-from utils.formats.scores import COLUMNS, score_class_maps, score_coco
+from utils.formats.score_tables import COLUMNS, score_class_maps, score_coco
 from utils.masks.labels import draw
 
 

@@ -13,7 +13,7 @@ from utils.files import read_json
 from utils.formats import coco, coco_rle
 from utils.formats.coco_read import read_dataset, read_results
 from utils.formats.predicted import results_of_instances
-from utils.formats.scores import score_coco
+from utils.formats.score_tables import score_coco
 from utils.inference.ensemble import soft_vote
 from utils.inference.predict import Predictor
 from utils.inference.probabilities import ProbabilityStore
@@ -89,7 +89,7 @@ def test_true_instances_as_results_are_the_truth(size):
     assert [r["score"] for r in results] == pytest.approx([0.9, 0.5, 0.2])
     assert [r["category_id"] for r in results] == [3, 3, 1] and {r["image_id"] for r in results} == {7}
     for result in results:
-        mask, corner = coco_rle.decode(result["segmentation"])
+        mask, corner = coco_rle.decode_coco(result["segmentation"])
         left, top, width, height = result["bbox"]
         margin = 1.01 * np.array(size[::-1]) / 64
         assert abs(left - corner[1]) <= margin[0] and abs(left + width - corner[1] - mask.shape[1]) <= margin[0]

@@ -16,13 +16,13 @@ from utils.files import ROOT, Problems, read_json
 from utils.formats import coco_rle
 from utils.formats.predicted import results_of_instances
 from utils.inference.ensemble import find_fold_models
-from utils.inference.yolo import COLUMNS
+from utils.inference.predict_yolo import COLUMNS
 from utils.models.instances import Instances
 from utils.models.yolo import HELP
 from utils.pipeline.leaderboard import read_leaderboard
 from utils.pipeline.steps import Step
 from utils.pipeline.try_parts import try_parts
-from utils.training.yolo import YoloSettings
+from utils.training.train_yolo import YoloSettings
 
 LEARNT = {"epochs": 30, "lr": "5e-3", "n_folds": 3, "image_size": 96, "batch_size": 2, "device": "cpu"}
 SETTINGS = """
@@ -32,9 +32,9 @@ from pathlib import Path
 import torch
 
 from utils.files import ROOT
-from utils.formats.yolo import to_yolo
+from utils.formats.yolo_dataset import to_yolo
 from utils.pipeline.run import start_run
-from utils.training.yolo import YoloSettings, train_yolo
+from utils.training.train_yolo import YoloSettings, train_yolo
 
 output = Path(sys.argv[1])
 run = start_run({"data_dir": sys.argv[2], "output_dir": sys.argv[1], "n_folds": 3, "seed": 0}, "09_yolo")
@@ -195,14 +195,14 @@ def test_networks_and_options_are_checked_before_anything_is_spent(environment, 
     script = """
 import sys
 from utils.models.yolo import open_yolo
-from utils.training.yolo import check_options
+from utils.training.train_yolo import check_yolo_options
 for name in sys.argv[1:]:
     try:
         print(open_yolo(name).task)
     except ValueError as error:
         print(type(error).__name__, error)
 try:
-    check_options({"mosiac": 1.0})
+    check_yolo_options({"mosiac": 1.0})
 except Exception as error:
     print(error)
 """
@@ -221,7 +221,7 @@ def test_instances_become_coco_results_at_full_size():
     (result,) = results_of_instances(found, "a.png", (16, 32))
     assert (result["image_id"], result["category_id"], result["score"]) == ("a.png", 2, 0.75)
     assert result["bbox"] == [8.0, 4.0, 16.0, 8.0] and result["segmentation"]["size"] == [16, 32]
-    mask, corner = coco_rle.decode(result["segmentation"])
+    mask, corner = coco_rle.decode_coco(result["segmentation"])
     assert corner == (4, 8) and mask.shape == (8, 16) and mask[1:-1].all()
 
 

@@ -169,7 +169,7 @@ def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: 
 def instance_scores(table: pd.DataFrame) -> Figure:
     """The average precision of each class, of boxes and masks, and beside it the Dice and the IoU of its masks.
 
-    table: as `utils.formats.scores.score_coco` gives it, the mean of the classes in the first row.
+    table: as `utils.formats.score_tables.score_coco` gives it, the mean of the classes in the first row.
     """
     mean, rows = table.iloc[0], table.iloc[1:].reset_index(drop=True)
     figure, axes = new_figure(WIDTH, 1.6 + 0.24 * len(rows), 1, 2)

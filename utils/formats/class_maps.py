@@ -4,7 +4,7 @@
     <folder>/images/<part>/<ID>/<name>.png              <folder>/masks/<part>/<ID>/<name>.png, 255: ignored in training
 
 Where bones overlap, a pixel gets the class with the smaller mean area, so that small bones are not hidden; or an extra
-class for the pair, "Triquetrum & Pisiform", which `decode` takes apart again.
+class for the pair, "Triquetrum & Pisiform", which `decode_class_map` takes apart again.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from utils.data.competition import DataError, read_classes
 from utils.data.findings import refuse
 from utils.formats.read_folder import Image, Polygons, each_image, images_of
 from utils.formats.write_folder import link, new_folder
-from utils.formats.yolo import make_folders, read_description, read_parts, write_dataset_yaml
+from utils.formats.yolo_dataset import make_folders, read_description, read_parts, write_dataset_yaml
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import draw_region
 
@@ -154,7 +154,7 @@ def class_map(polygons: Polygons, size: tuple[int, int], layout: Layout) -> tupl
     return values, count
 
 
-def decode(values: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
+def decode_class_map(values: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
     """The masks, bool (classes, H, W), of a class map, uint8 (H, W), whose values have `names`, background first.
 
     A value of a pair sets both of its classes; background and 255 set none. Raises DataError for other values.
@@ -162,10 +162,10 @@ def decode(values: np.ndarray, names: list[str], classes: list[str]) -> np.ndarr
     unknown = sorted(set(np.unique(values).tolist()) - {IGNORE, *range(len(names))})
     if unknown:
         raise DataError("not a class map of these names", [f"values {unknown}; expected 0 to {len(names) - 1}, or 255"])
-    return members(names, classes)[:, values]
+    return class_members(names, classes)[:, values]
 
 
-def members(names: list[str], classes: list[str]) -> np.ndarray:
+def class_members(names: list[str], classes: list[str]) -> np.ndarray:
     """For each class, whether a value stands for it, bool (classes, 256); names: of the values, background first."""
     held, pairs = np.zeros((len(classes), 256), bool), _pairs(classes)
     for value, name in enumerate(names[1:], 1):
@@ -222,7 +222,7 @@ def _write_map(
         raise OSError(f"{path} can't be written")
     if layout.ignore_overlaps:
         values, _ = class_map(polygons, image.size, layout._replace(ignore_overlaps=False))
-    held = members(layout.names, layout.classes)
+    held = class_members(layout.names, layout.classes)
     found = held @ np.bincount(values.ravel(), minlength=256)
     areas = np.array([draw_region(polygons.get(name, []), image.size)[0].sum() for name in layout.classes])
     told = held.sum(axis=0)[values]

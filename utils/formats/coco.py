@@ -22,8 +22,8 @@ from utils.files import replacing
 from utils.formats import coco_rle
 from utils.formats.class_order import class_order
 from utils.formats.coco_read import class_names, read_dataset
+from utils.formats.imported_shapes import DEFAULT, Options, Shape, write_shapes
 from utils.formats.read_folder import Image, Polygons, each_image, images_of, split_images
-from utils.formats.shapes import DEFAULT, Options, Shape, write_shapes
 from utils.masks import rle
 from utils.masks.labels import draw_region
 
@@ -162,7 +162,7 @@ def of_mask(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) ->
     """The segmentation of a mask (h, w) at `corner` (top, left): compressed RLE, area and box in pixels."""
     height, width = mask.shape
     return {
-        "segmentation": coco_rle.encode(mask, corner, size),
+        "segmentation": coco_rle.encode_coco(mask, corner, size),
         "area": int(mask.sum()),
         "bbox": [corner[1], corner[0], width, height],
     }

@@ -46,7 +46,7 @@ class Annotation(NamedTuple):
         if self.polygons:
             return self.polygons
         if self.rle is not None:
-            return outline(*coco_rle.decode(self.rle))
+            return outline(*coco_rle.decode_coco(self.rle))
         x, y, width, height = self.box
         return [np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])]
 

@@ -16,7 +16,7 @@ MOST_PIXELS = 2**28
 """Pixels of an image at most: a text of few bytes must not fill the memory."""
 
 
-def encode(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+def encode_coco(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
     """The compressed RLE of an image of `size` (H, W) that holds the bool (h, w) `mask` at `corner` (top, left)."""
     from faster_coco_eval.core.mask import frPyObjects
 
@@ -28,7 +28,7 @@ def encode(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> 
     return {"size": list(size), "counts": packed["counts"].decode("ascii")}
 
 
-def decode(segmentation: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_coco(segmentation: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     """The mask of a COCO RLE within its bounding box: bool (h, w), and its corner (top, left) in the image.
 
     An empty mask gives shape (0, 0). Raises ValueError with what is wrong with the RLE.

@@ -7,13 +7,13 @@ from collections import Counter
 from utils.data.competition import DataError, read_classes, read_index
 from utils.data.findings import refuse
 from utils.files import write_table
-from utils.formats import class_maps, coco, cvat, labelme, yolo
+from utils.formats import class_maps, coco, cvat, labelme, yolo_dataset
 from utils.formats.coco_read import class_names, is_dataset, read_dataset, read_results
-from utils.formats.shapes import Options
+from utils.formats.imported_shapes import Options
 
 IMPORTS = {
     "from-coco": (coco.from_coco, "FILE", "a COCO file, also of Label Studio or CVAT"),
-    "from-yolo": (yolo.from_yolo, "SOURCE", "a YOLO segmentation dataset: its folder, or its YAML file"),
+    "from-yolo": (yolo_dataset.from_yolo, "SOURCE", "a YOLO segmentation dataset: its folder, or its YAML file"),
     "from-labelme": (labelme.from_labelme, "SOURCE", "a folder of labelme's JSON files"),
     "from-cvat": (cvat.from_cvat, "FILE", 'an XML file exported by CVAT as "CVAT for images 1.1"'),
 }
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> str:
         return convert(options.source, options.out, chosen)
     return {
         "to-coco": _to_coco,
-        "to-yolo": lambda o: yolo.to_yolo(o.data, o.out, o.folds, o.fold or 0),
+        "to-yolo": lambda o: yolo_dataset.to_yolo(o.data, o.out, o.folds, o.fold or 0),
         "to-png": _to_png,
         "check-coco": _check_coco,
         "score-coco": _score,
@@ -147,7 +147,7 @@ def _check_coco(options: argparse.Namespace) -> str:
 def _score(options: argparse.Namespace) -> str:
     from tabulate import tabulate
 
-    from utils.formats.scores import score_class_maps, score_coco
+    from utils.formats.score_tables import score_class_maps, score_coco
 
     if options.command == "score-coco":
         table = score_coco(options.truth, options.prediction)

@@ -9,7 +9,7 @@ from utils.data.competition import HAND_BONES, DataError
 from utils.data.findings import refuse
 from utils.formats.class_order import class_order
 from utils.formats.coco_rle import MOST_PIXELS
-from utils.formats.shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
+from utils.formats.imported_shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
 from utils.masks.outlines import outline
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from utils.data.findings import refuse
 from utils.formats.class_order import class_order
-from utils.formats.shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
+from utils.formats.imported_shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
 from utils.masks.outlines import outline
 
 

@@ -173,13 +173,13 @@ def export(
 
 def save_torchscript(network: Exportable, example: torch.Tensor, path: Path) -> None:
     """Trace the network with one input. The file holds code and weights, and runs in C++ too."""
-    with quiet(), torch.no_grad():
+    with without_warnings(), torch.no_grad():
         torch.jit.save(torch.jit.trace(network, example, check_trace=False), path)
 
 
 def save_onnx(network: Exportable, example: torch.Tensor, about: dict, path: Path) -> None:
     """Write an ONNX file with a dynamic batch, checked by onnx, with `about` in its metadata."""
-    with quiet(), torch.no_grad():
+    with without_warnings(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (example,),
@@ -217,7 +217,7 @@ def save_int8(source: Path, inputs: Sequence[np.ndarray], path: Path) -> None:
 
     Weights have 7 bits (`reduce_range`): with 8, sums may overflow on x86 processors without VNNI instructions.
     """
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with without_warnings(), tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / path.name
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -254,7 +254,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Silence warnings and log lines: of traced shapes, and that PyTorch no longer develops TorchScript."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

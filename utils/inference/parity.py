@@ -13,7 +13,7 @@ import torch
 from utils.data.cache import Cache
 from utils.data.loader import plain_loader
 from utils.files import cores
-from utils.inference.export import Exportable, Exported, first_line, quiet
+from utils.inference.export import Exportable, Exported, first_line, without_warnings
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
 from utils.models.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ def open_exported(path: str | Path, like: Exportable, threads: int = 0) -> Runne
         return lambda image: compiled(image)[0]
     if path.is_dir():
         return torch_runner(Exportable(load_checkpoint(path)[0], like.normalise, like.sigmoid))
-    with quiet():
+    with without_warnings():
         return torch_runner(torch.jit.load(path, "cpu"))
 
 
@@ -72,7 +72,7 @@ class Parity:
     masks: dict[str, dict[str, list[str]]]
 
 
-def compare(
+def compare_exported(
     exported: Sequence[Exported],
     network: Exportable,
     cache: Cache,

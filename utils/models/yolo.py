@@ -110,7 +110,7 @@ def device_name(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Keep ultralytics' bars out of a notebook; what goes wrong is raised."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

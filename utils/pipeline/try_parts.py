@@ -38,7 +38,7 @@ from utils.registry import load_plugins
 from utils.training.losses import build_loss
 from utils.training.module import Settings, batch_loss
 from utils.training.optimizers import build_optimizer, build_schedule
-from utils.training.yolo import YoloSettings, check_options
+from utils.training.train_yolo import YoloSettings, check_yolo_options
 
 SIDE = 128
 """Pixels of the tiny step's images. Whether batch norm fails on pooled maps depends on the batch, not on this."""
@@ -83,7 +83,7 @@ def try_parts(steps: list[Step], classes: list[str], images: int) -> tuple[list[
             with noted(problems, where):
                 pick(YoloSettings, p)
                 _, counts[step.name] = describe_yolo(p["network"])
-                check_options(p["options"])
+                check_yolo_options(p["options"])
         elif "tta" in p:
             with noted(problems, where):
                 build_tta(p["tta"], next((sizes[before] for before in step.after if before in sizes), 256))

@@ -163,7 +163,7 @@ def _mask(annotations: Sequence[Annotation], size: tuple[int, int]) -> str:
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for a in annotations:
         drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
-        region = coco_rle.decode(a.rle) if a.rle is not None else drawn
+        region = coco_rle.decode_coco(a.rle) if a.rle is not None else drawn
         parts.append(rle.region_runs(*region, size))
     return rle.to_string(*rle.majority(*zip(*parts, strict=True), 1))
 

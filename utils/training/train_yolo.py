@@ -26,7 +26,7 @@ from utils.files import (
     write_json,
     write_table,
 )
-from utils.models.yolo import WEIGHTS, device_name, import_ultralytics, open_yolo, quiet
+from utils.models.yolo import WEIGHTS, device_name, import_ultralytics, open_yolo, without_bars
 from utils.registry import file_sha256
 from utils.training.resume import finished, mark_finished, resume_key, set_aside
 
@@ -68,7 +68,7 @@ class YoloSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse options that other parameters set; `check_options` refuses those that ultralytics does not know."""
+        """Refuse options that other parameters set; `check_yolo_options` refuses those unknown to ultralytics."""
         wrong = [f"options.{name}: use the parameter {TAKEN[name]}" for name in self.options if name in TAKEN]
         wrong += [f"options.{name}: set by the notebook itself" for name in self.options if name in FIXED]
         if self.image_size % 32:
@@ -110,7 +110,7 @@ class YoloSettings:
         return {**chosen, **self.options, "overlap_mask": False, "verbose": False}
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_yolo_options(options: Mapping[str, Any]) -> None:
     """Raise Problems for options that ultralytics does not know or whose values it refuses; its message is kept."""
     import_ultralytics()
     from ultralytics.cfg import get_cfg
@@ -195,7 +195,7 @@ def train_yolo(
         model.add_callback("on_model_save", keep)
         given = {**arguments, "data": str(dataset), "save_dir": str(folder / RUN)}
         given |= {"resume": str(folder / RESUME)} if done else {"pretrained": str(network).endswith(".pt")}
-        with quiet():
+        with without_bars():
             model.train(**given)
         best = folder / RUN / "weights" / "best.pt"
     with replacing_folder(folder / Path(WEIGHTS).parent) as made:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from utils.files import Problems, replacing_folder
 from utils.inference.probabilities import ProbabilityStore
 from utils.models.instances import Instances, class_logits
-from utils.models.yolo import device_name, open_yolo, quiet
+from utils.models.yolo import device_name, open_yolo, without_bars
 from utils.registry import file_sha256
 
 CONFIDENCE, OVERLAP, MOST = 0.001, 0.7, 300
@@ -144,7 +144,7 @@ def validate_yolo(
     from ultralytics.utils.metrics import smooth
 
     names = [OVERALL, *(model.names[i] for i in sorted(model.names))]
-    with quiet(), tempfile.TemporaryDirectory() as scratch:
+    with without_bars(), tempfile.TemporaryDirectory() as scratch:
         found = model.val(
             data=str(dataset),
             split="val",
@@ -185,7 +185,7 @@ def export_yolo(weights: str | Path, export_format: str, image_size: int, folder
         pass
     source = shutil.copyfile(weights, folder / f"yolo{Path(weights).suffix}")  # what is made lies beside the weights
     try:
-        with quiet():
+        with without_bars():
             made = open_yolo(source).export(format=export_format, imgsz=image_size)
     except Exception as error:  # whatever ultralytics and the format's own package raise
         raise Problems(f"the export to {export_format!r} failed:", [f"{type(error).__name__}: {error}"]) from error

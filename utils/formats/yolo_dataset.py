@@ -19,8 +19,8 @@ from utils.data.findings import refuse
 from utils.files import read_json
 from utils.formats.class_order import check_order, class_order, read_class_file
 from utils.formats.image_files import SUFFIXES, image_size
+from utils.formats.imported_shapes import DEFAULT, Options
 from utils.formats.read_folder import Image, Polygons, each_image, images_of, split_images
-from utils.formats.shapes import DEFAULT, Options
 from utils.formats.write_folder import Imported, link, new_folder, write_folder
 from utils.masks.labels import draw_region
 from utils.masks.outlines import outline
