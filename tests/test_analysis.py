@@ -12,12 +12,13 @@ from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
 from utils.analysis.scores import by_class, by_image, distance_tables, summary, worst_masks
-from utils.analysis.wrists import AUTO, bent_share, bent_wrists, masks_wrist_angle
 from utils.data import significance
 from utils.data.cache import Cache
-from utils.data.competition import read_classes, read_index
-from utils.data.folds import FOREARM, MIDDLE_METACARPAL, add_wrists, read_folds
+from utils.data.competition import read_annotation, read_classes, read_index
+from utils.data.folds import read_folds
 from utils.files import ROOT, Problems, read_json, write_json, write_table
+from utils.hand.bend import AUTO, MEASURED, bent_share, bent_wrists, masks_wrist_angle, wrist_angle
+from utils.hand.bones import FOREARM
 from utils.masks import rle
 
 CLASSES = ["Radius", "Ulna", "Lunate"]
@@ -168,10 +169,10 @@ def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(samp
 
 def test_wrists_of_masks_are_those_of_the_polygons(sample):
     table, classes = read_index(sample), read_classes(sample)
-    images = add_wrists(table[table["split"] == "train"], classes)
-    for row in images.itertuples():
+    for row in table[table["split"] == "train"].itertuples():
+        angle = wrist_angle(read_annotation(row.annotation, classes))
         drawn = {name: rle.encode(mask) for name, mask in true_masks(row, classes).items()}
-        assert masks_wrist_angle(drawn, (row.height, row.width)) == pytest.approx(row.wrist_angle, abs=3)
+        assert masks_wrist_angle(drawn, (row.height, row.width)) == pytest.approx(angle, abs=3)
         noisy = rle.decode(drawn["Radius"], (256, 256))
         noisy[2:5, 2:5] = True  # false pixels far away
         assert masks_wrist_angle(drawn | {"Radius": rle.encode(noisy)}, (256, 256)) == pytest.approx(
@@ -181,11 +182,10 @@ def test_wrists_of_masks_are_those_of_the_polygons(sample):
 
 
 def true_masks(row, classes):
-    from utils.data.competition import read_annotation
     from utils.masks.labels import draw
 
     polygons = read_annotation(row.annotation, classes)
-    return {name: draw(polygons[name], (row.height, row.width)) for name in (*FOREARM, MIDDLE_METACARPAL)}
+    return {name: draw(polygons[name], (row.height, row.width)) for name in MEASURED}
 
 
 def test_the_share_of_bent_test_wrists_is_measured_on_a_submission(sample):

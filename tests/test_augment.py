@@ -14,9 +14,9 @@ from utils.data.augmentation import NO_AUGMENTATION, Augmentation, read_augmenta
 from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.mixing import _align, cut_mix, paste_bones
-from utils.data.warping import affine, cut, draw_field, flip, transform_matrix, warp
-from utils.data.wrist import LIMIT, Bend, Wrist, draw_bend, find_wrist
+from utils.data.warping import LIMIT, Bend, affine, cut, draw_bend, draw_field, flip, transform_matrix, warp
 from utils.files import Problems
+from utils.hand.bend import Joint, find_joint
 from utils.masks.sparse import SparseMaps
 from utils.pipeline.profile import ProfileError, steps
 
@@ -70,7 +70,7 @@ def test_regions_bend_like_the_whole_map(cache, names, degrees):
     field = draw_field((64, 64), 0.03, np.random.default_rng(1))
     matrix = transform_matrix((64, 64), 10, 1.1, (1, 1))
     patches = entry.label.patches()
-    bend = draw_bend(find_wrist(patches, cache.classes), degrees, np.random.default_rng(2)) if degrees else None
+    bend = draw_bend(find_joint(patches, cache.classes), degrees, np.random.default_rng(2)) if degrees else None
     image, moved = warp(entry.image, patches, matrix, field, bend)
     inverse = cv2.invertAffineTransform(matrix)
     y, x = np.mgrid[:64, :64]
@@ -87,7 +87,7 @@ def test_regions_bend_like_the_whole_map(cache, names, degrees):
 
 @given(angle=floats(-LIMIT, LIMIT), share=floats(0, 1), tilt=floats(-3.1, 3.1), reach=floats(4, 40))
 def test_a_bend_tears_and_folds_nothing(angle, share, tilt, reach):
-    wrist = Wrist(np.array([60.0, 70.0]), np.array([np.sin(tilt), -np.cos(tilt)]), reach, 0.0)
+    wrist = Joint(np.array([60.0, 70.0]), np.array([np.sin(tilt), -np.cos(tilt)]), reach, 0.0)
     y, x = np.mgrid[0:140:2, 0:120:2].astype(np.float32)
     source_x, source_y = Bend(wrist, angle, share).sources(x, y)
     (xy, xx), (yy, yx) = np.gradient(source_x.astype(float), 2), np.gradient(source_y.astype(float), 2)
@@ -99,21 +99,21 @@ def test_a_bend_tears_and_folds_nothing(angle, share, tilt, reach):
 def test_a_bend_turns_the_hand_against_the_forearm(cache, names, angle):
     entry = cache.read(names[0])
     patches = entry.label.patches()
-    wrist = find_wrist(patches, cache.classes)
+    wrist = find_joint(patches, cache.classes)
     _, bent = warp(entry.image, patches, np.eye(2, 3), None, Bend(wrist, angle, 0.0))
-    after = find_wrist(bent, cache.classes)
+    after = find_joint(bent, cache.classes)
     assert after.bend - wrist.bend == pytest.approx(angle, abs=0.12)
-    assert np.linalg.norm(after.centre - wrist.centre) < 1.5
+    assert np.linalg.norm(after.pivot - wrist.pivot) < 1.5
     forearm = [cache.classes.index(name) for name in ("Radius", "Ulna")]
-    rows = slice(int(wrist.centre[1] + 3 * wrist.reach), 64)
+    rows = slice(int(wrist.pivot[1] + 3 * wrist.reach), 64)
     assert np.abs(dense(bent)[forearm, rows].astype(int) - entry.label.dense()[forearm, rows]).max() <= 8
 
 
 def test_no_wrist_is_found_without_its_bones(cache, names):
     patches = cache.read(names[0]).label.patches()
-    assert find_wrist(patches, ["nucleus"]) is None
+    assert find_joint(patches, ["nucleus"]) is None
     gone = [(p[:0, :0], (0, 0)) if n == 20 else (p, c) for n, (p, c) in enumerate(patches)]
-    assert find_wrist(gone, cache.classes) is None
+    assert find_joint(gone, cache.classes) is None
     entry = cache.read(names[0])
     augmenter = Augmenter(replace(NO_AUGMENTATION, wrist_bend=30))  # of unknown classes
     image, _ = augmenter(entry.image, entry.label, np.random.default_rng(0))
@@ -121,7 +121,7 @@ def test_no_wrist_is_found_without_its_bones(cache, names):
 
 
 def test_bends_stay_as_far_as_wrists_go():
-    wrist = Wrist(np.zeros(2), np.array([0.0, -1.0]), 5.0, np.radians(40))
+    wrist = Joint(np.zeros(2), np.array([0.0, -1.0]), 5.0, np.radians(40))
     angles = [draw_bend(wrist, 45, np.random.default_rng(n)).angle for n in range(50)]
     assert max(angles) == pytest.approx(np.radians(5)) and np.radians(-45) <= min(angles) < np.radians(-30)
 

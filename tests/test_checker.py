@@ -13,7 +13,7 @@ from scipy import ndimage
 from tests.test_submission import CLASSES, ORDER, SIZES, data, run, saved, table  # noqa: F401  (data is a fixture)
 from utils import submission
 from utils.data.competition import HAND_BONES, DataError, read_index
-from utils.data.sides import hand_sides
+from utils.hand.sides import hand_sides
 from utils.masks import rle
 from utils.submission import shapes
 

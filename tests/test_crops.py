@@ -13,10 +13,11 @@ from torch import nn
 from tests.small import CPU, fit, small_data
 from utils.data.augment import Augmenter, ComposeAugmenter
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
-from utils.data.fold_data import FoldData, check_crops
+from utils.data.fold_data import FoldData
 from utils.data.loader import dense_labels, normalise, training_loader
 from utils.data.warping import draw_corner
 from utils.files import Problems
+from utils.hand.bones import CARPALS, check_crops
 from utils.inference.predict import Predictor, predict_masks
 from utils.masks.dice import dice_of_masks
 from utils.models.base import PaddedModel
@@ -106,7 +107,7 @@ def test_crops_lie_anywhere_or_around_a_point():
 def test_an_epoch_has_crops_of_all_images_and_crops_around_wrists(data, own):
     import albumentations as A
 
-    cropped = FoldData(data.cache, data.train, data.validation, 0, crop=32, wrist_crops=0.5)
+    cropped = FoldData(data.cache, data.train, data.validation, 0, crop=32, region=CARPALS, region_crops=0.5)
     assert cropped.samples() == 12 and cropped.side == 32
     augmenter = (
         ComposeAugmenter(A.Compose([A.HorizontalFlip()]))
@@ -133,7 +134,7 @@ def test_impossible_crops_are_refused_before_data_is_read():
 
 
 def test_a_training_on_crops_is_validated_and_predicts_in_windows(data, tmp_path):
-    cropped = FoldData(data.cache, data.train, data.validation, 0, crop=32, wrist_crops=0.25)
+    cropped = FoldData(data.cache, data.train, data.validation, 0, crop=32, region=CARPALS, region_crops=0.25)
     result = fit(cropped, tmp_path, precision="32-true")
     model, config = load_checkpoint(result.checkpoint)
     assert (config.image_size, config.window, model.window) == (64, 32, 32)

@@ -21,6 +21,7 @@ from utils.data.competition import (
     read_metadata,
 )
 from utils.files import ROOT
+from utils.hand import bend
 from utils.sample.images import geometry
 from utils.sample.roster import roster
 
@@ -108,8 +109,8 @@ def test_wrist_angle_measures_the_bend():
         ]
         return [np.rint(np.array(corners) + centre).astype(np.int32)]
 
-    for bend in (-40, -10, 0, 25):
-        direction = np.radians(-90 + bend)
+    for degrees in (-40, -10, 0, 25):
+        direction = np.radians(-90 + degrees)
         polygons = {
             "Radius": bone((480, 900), 150, np.pi / 2),
             "Ulna": bone((520, 900), 150, np.pi / 2),
@@ -117,8 +118,8 @@ def test_wrist_angle_measures_the_bend():
                 np.array([500, 900]) + 500 * np.array([np.cos(direction), np.sin(direction)]), 80, direction
             ),
         }
-        assert folding.wrist_angle(polygons) == pytest.approx(bend, abs=1.0)
-    assert np.isnan(folding.wrist_angle({"nucleus": bone((5, 5), 3, 0)}))
+        assert bend.wrist_angle(polygons) == pytest.approx(degrees, abs=1.0)
+    assert np.isnan(bend.wrist_angle({"nucleus": bone((5, 5), 3, 0)}))
 
 
 def test_bent_wrists_of_the_sample_are_found():
@@ -126,8 +127,8 @@ def test_bent_wrists_of_the_sample_are_found():
     bent = [abs(image.person.wrist) > 15 for image in images]  # degrees, as the sample was posed
     assert 0 < sum(bent) < len(bent)
     outlines = [geometry(image, 512)[1] for image in images[::2]]
-    measured = [folding.wrist_angle({name: [points] for name, points in hand.items()}) for hand in outlines]
-    assert [abs(angle) > folding.BENT_DEGREES for angle in measured] == bent[::2]
+    measured = [bend.wrist_angle({name: [points] for name, points in hand.items()}) for hand in outlines]
+    assert [abs(angle) > bend.BENT_DEGREES for angle in measured] == bent[::2]
 
 
 @given(people=st.lists(st.booleans(), min_size=5, max_size=60), n_folds=st.integers(2, 5), seed=st.integers(0, 9))
@@ -149,7 +150,7 @@ def test_folds_divide_people_evenly_and_bent_wrists_too(people, n_folds, seed):
 def test_folds_file_is_kept_and_refused_for_other_data(sample, tmp_path):
     table, classes = read_index(sample), read_classes(sample)
     path = tmp_path / "folds.csv"
-    first = folding.read_folds(path, table, classes, 3)
+    first = folding.read_folds(path, table, classes, 3, is_bent=bend.stratum(classes))
     pd.testing.assert_frame_equal(folding.read_folds(path, table, classes, 3, seed=7), first)
     train, validation = folding.split_fold(table, first, 1)
     assert not set(train["ID"]) & set(validation["ID"]) and set(train["split"]) == {"train"}
@@ -167,13 +168,15 @@ import sys, time
 from pathlib import Path
 from utils.data.competition import read_classes, read_index
 from utils.data.folds import read_folds
+from utils.hand.bend import stratum
 data, runs, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 table, classes = read_index(data), read_classes(data)
 (runs / f"ready{seed}").touch()
 while not all((runs / f"ready{s}").exists() for s in (0, 1)):
     time.sleep(0.001)
 for number in range(20):
-    print("".join(map(str, read_folds(runs / str(number) / "folds.csv", table, classes, 3, seed)["fold"])))
+    folds = read_folds(runs / str(number) / "folds.csv", table, classes, 3, seed, stratum(classes))
+    print("".join(map(str, folds["fold"])))
 """
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests.notebooks import PAPERMILL, QUICK, outputs, papermill, pictures
-from utils.data.wrist import CARPALS
 from utils.files import ROOT, read_json
+from utils.hand.bones import CARPALS
 from utils.pipeline.leaderboard import read_leaderboard
 from utils.submission import check
 
@@ -121,7 +121,7 @@ def test_a_wrist_stage_is_judged_and_stays_off_where_nothing_is_shown(run):
         0,
         ["0.0", "0.25", "0.5", "0.75", "1.0"],
     )
-    assert "thin_wrist: carpals by weight 0: " in outputs(run / "05_ensemble-0.ipynb")
+    assert "thin_wrist: refined classes by weight 0: " in outputs(run / "05_ensemble-0.ipynb")
     assert "off, thin stays as it is" in outputs(run / "05_ensemble-0.ipynb")
     assert "Dice" in outputs(run / "03_train-wrist.ipynb") and "of the carpals" in outputs(run / "03_train-wrist.ipynb")
     by_weight = f"0: {stage['carpals']['0.0']:.4f} 0.25: {stage['carpals']['0.25']:.4f}"

@@ -108,6 +108,7 @@ def test_notebooks_start_with_the_same_lines():
 FOUNDATION = ("files", "registry", "params", "device")
 FLOORS = (
     {"masks"},
+    {"hand"},
     {"data", "models"},
     {"training", "inference", "analysis", "sample", "submission", "formats"},
     {"figures", "pipeline"},

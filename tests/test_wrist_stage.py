@@ -12,16 +12,17 @@ from tests.small import CPU, fit, thin_config
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.cache import Cache
-from utils.data.fold_data import FoldData, check_crops
+from utils.data.fold_data import FoldData
 from utils.data.loader import dense_labels, training_loader
-from utils.data.wrist import CARPALS, Windows, carpal_corner, carpal_numbers
+from utils.data.windows import Windows, corner_around
 from utils.files import Problems, write_json
+from utils.hand.bones import CARPALS, HAND_BONES, check_crops
 from utils.inference.ensemble import find_fold_models, hard_vote, soft_vote
 from utils.inference.predict import Predictor, predict_masks, worst_images
 from utils.inference.probabilities import LEVELS, ProbabilityStore, quantised
 from utils.inference.pseudo_labels import confidence
-from utils.inference.wrist_stage import WristStore, merge, open_first
-from utils.inference.wrist_weight import WEIGHTS, judge, judge_stages, refine
+from utils.inference.refinement import RefinedStore, merge, open_first
+from utils.inference.refinement_weight import WEIGHTS, judge, judge_stages, refine
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.rle import decode
@@ -33,6 +34,7 @@ from utils.pipeline.run import start_run
 from utils.registry import file_sha256
 
 COARSE, FINE, SIDE = 64, 128, 56
+NUMBERS = [HAND_BONES.index(name) for name in CARPALS]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def make_first(run, cache, model="first", fold=0, people=None):
 
 
 def stage_config(config, wrist_of="first"):
-    return replace(config, image_size=FINE, window=SIDE, wrist_of=wrist_of)
+    return replace(config, image_size=FINE, window=SIDE, wrist_of=wrist_of, refines=list(CARPALS))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def oracle(run, fine, first):
     """The store of a wrist stage that knows the labels, at weight 1, and its images' names."""
     folder = run.output_dir / "04_inference_tta"
     config = stage_config(read_config(run.output_dir / "03_train" / "first" / "fold0" / "best"))
-    store = WristStore(
+    store = RefinedStore(
         folder / "oracle" / "fold0" / "oof", ProbabilityStore(folder / "first" / "fold0" / "oof"), config, 1
     )
     names = first["image_name"].tolist()
@@ -109,64 +111,61 @@ def oracle(run, fine, first):
 
 def test_the_square_is_around_the_carpals_and_inside_the_image(fine, coarse, oracle):
     _, names = oracle
-    numbers = carpal_numbers(fine.classes)
     for name in names:
         label = fine.read(name).label
-        corner = carpal_corner(label, fine.classes, (FINE, FINE), SIDE)
+        corner = corner_around(label, NUMBERS, (FINE, FINE), SIDE)
         assert (
-            np.abs(np.subtract(corner, carpal_corner(coarse.read(name).label, fine.classes, (FINE, FINE), SIDE))).max()
-            <= 1
+            np.abs(np.subtract(corner, corner_around(coarse.read(name).label, NUMBERS, (FINE, FINE), SIDE))).max() <= 1
         )
-        for number in numbers:
+        for number in NUMBERS:
             patch, place = label.patches()[number]
             assert (np.array(place) >= corner).all() and (
                 np.array(place) + patch.shape <= np.array(corner) + SIDE
             ).all()
-        near_border = carpal_corner(label, fine.classes, (FINE, FINE), FINE - 4)
+        near_border = corner_around(label, NUMBERS, (FINE, FINE), FINE - 4)
         assert min(near_border) >= 0 and max(near_border) <= 4
     nothing = quantised("x", np.zeros((29, 8, 8), np.float32))
-    assert carpal_corner(nothing, fine.classes, (FINE, FINE), SIDE) == ((FINE - SIDE) // 2,) * 2
+    assert corner_around(nothing, NUMBERS, (FINE, FINE), SIDE) == ((FINE - SIDE) // 2,) * 2
 
 
 def test_masks_of_a_square_are_those_of_the_whole_image(fine, oracle):
     store, names = oracle
-    windows, numbers = store.windows(names), carpal_numbers(fine.classes)
+    windows = store.windows(names)
     for name in names:
         whole, size = truth(fine, name), fine.read(name).size
         inside = np.ascontiguousarray(windows.cut(name, whole.transpose(1, 2, 0)).transpose(2, 0, 1))
-        assert windows.masks(name, inside, size, 0.5) == upsampling.encode_masks(whole[numbers], size, 0.5)
+        assert windows.masks(name, inside, size, 0.5) == upsampling.encode_masks(whole[NUMBERS], size, 0.5)
 
 
 def test_a_stage_that_agrees_changes_nothing(coarse, oracle):
-    numbers, size = carpal_numbers(coarse.classes), (256, 256)
+    size = (256, 256)
     for name in oracle[1]:
         first = quantised(name, truth(coarse, name))
-        corner = carpal_corner(first, coarse.classes, (COARSE, COARSE), 28)
+        corner = corner_around(first, NUMBERS, (COARSE, COARSE), 28)
         inside = np.zeros((29, COARSE, COARSE), np.float32)
         part = slice(corner[0], corner[0] + 28), slice(corner[1], corner[1] + 28)
-        for number in numbers:
+        for number in NUMBERS:
             inside[(number, *part)] = truth(coarse, name)[(number, *part)]
         stored = SimpleNamespace(regions=first, size=size)
-        merged = merge(stored, quantised(name, inside), corner, 28, 0.6, numbers)
+        merged = merge(stored, quantised(name, inside), corner, 28, 0.6, NUMBERS)
         total = sum(layer.dense().astype(int) for layer in merged.layers)
         assert np.abs(total - first.dense()).max() <= 1, "up to rounding"
 
 
 def test_an_oracle_refines_the_carpals_and_nothing_else(fine, oracle):
     store, names = oracle
-    numbers = carpal_numbers(fine.classes)
-    others = [number for number in range(29) if number not in numbers]
+    others = [number for number in range(29) if number not in NUMBERS]
     for name in names:
         plain, refined = store.first.read(name), store.read(name)
         before, after = soft_vote([plain], [1.0], 0.5), soft_vote([refined], [1.0], 0.5)
         assert [before[number] for number in others] == [after[number] for number in others]
         assert store.at(0.0).read(name).detail is None and soft_vote([store.at(0.0).read(name)], [1.0], 0.5) == before
         true = fine.read(name).truth
-        gain = dice_of_masks(after, true)[numbers] - dice_of_masks(before, true)[numbers]
+        gain = dice_of_masks(after, true)[NUMBERS] - dice_of_masks(before, true)[NUMBERS]
         assert gain.mean() > 0.003 and gain.min() > -0.002
         assert hard_vote([refined], [1.0], 0.5) == after
         alone = upsampling.encode_masks(truth(fine, name), plain.size, 0.5)
-        assert dice_of_masks(after, alone)[numbers].min() > 0.999, "with weight 1 only the stage counts"
+        assert dice_of_masks(after, alone)[NUMBERS].min() > 0.999, "with weight 1 only the stage counts"
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])
@@ -174,14 +173,14 @@ def test_nothing_changes_beyond_the_square(fine, oracle, weight):
     store, names = oracle
     size, step = (256, 256), 256 // FINE
     for name in names:
-        plain, numbers = store.first.read(name), carpal_numbers(fine.classes)
+        plain = store.first.read(name)
         everywhere = quantised(name, np.ones((29, FINE, FINE), np.float32))  # a stage gone wrong
         top, left = corner = store.corner(name)
         second = quantised(name, np.zeros((29, FINE, FINE), np.float32))
         square = [(everywhere.patches()[0][0][:SIDE, :SIDE], corner)] * 29
         second = type(second).from_patches((FINE, FINE), square)
-        wrong = merge(plain, second, corner, SIDE, weight, numbers)
-        for number in numbers:
+        wrong = merge(plain, second, corner, SIDE, weight, NUMBERS)
+        for number in NUMBERS:
             values = [
                 sum(
                     upsampling.upsample_region(p.astype(np.float32), place, layer.grid, size, (0, 0, *size))
@@ -235,7 +234,7 @@ def test_a_stage_that_helps_is_on_with_its_best_weight():
     assert found.weight == 0.75 and "taken with weight 0.75" in str(found)
     assert found.overall.mean == pytest.approx((0.02 * 8 + 0.015 * 16) / 24 * 8 / 29, abs=5e-4)
     assert (found.bent.people, found.bent.images) == (8, 16) and found.overall.p < 0.01
-    assert list(found.carpals) == list(WEIGHTS) and found.summary()["weight"] == 0.75
+    assert list(found.dice) == list(WEIGHTS) and found.summary()["weight"] == 0.75
 
 
 @pytest.mark.parametrize(
@@ -287,8 +286,8 @@ def test_a_run_judges_its_stages_and_refines_the_first_models(run, coarse, fine)
     fold_models = find_fold_models(run.output_dir, ["base"])
     assert "knows" not in {m.model for m in find_fold_models(run.output_dir)}, "it does not vote by itself"
     (found,) = judge_stages(run.output_dir, fold_models, run.folds, fine)
-    assert found.wrist_of == "base" and found.best == 1.0 and found.overall.mean > 0.001
-    assert found.carpals[0.0] < found.carpals[0.5] < found.carpals[1.0]
+    assert found.first == "base" and found.best == 1.0 and found.overall.mean > 0.001
+    assert found.dice[0.0] < found.dice[0.5] < found.dice[1.0]
     assert found.weight == 0, "so few people show nothing"
     same = refine(run.output_dir, fold_models, {"knows": 0.0})
     assert same == fold_models
@@ -348,22 +347,20 @@ def test_a_stage_trains_on_wrists_is_validated_on_carpals_and_predicts_its_squar
     assert set(data.known) <= set(config.people) and list(result.val_dice) == list(CARPALS)
     names = data.validation["image_name"].tolist()
     made = dict(predict_masks(result.model, data.cache, names, 0.5, windows=data.windows))
-    true = {name: [data.cache.read(name).truth[n] for n in carpal_numbers(run.classes)] for name in names}
+    true = {name: [data.cache.read(name).truth[n] for n in NUMBERS] for name in names}
     assert np.mean([dice_of_masks(made[n], true[n]) for n in names]) == pytest.approx(result.score, abs=1e-6)
     (worst,) = worst_images(result.model, data.cache, result.val_dice, 0.5, 1, windows=data.windows)
     assert worst.truth == true[worst.name] and worst.predicted == made[worst.name]
 
     before = run.output_dir / "04_inference_tta" / "first" / "fold0" / "oof"
-    store = WristStore(tmp_path / "oof", ProbabilityStore(before), config, 1.0)
+    store = RefinedStore(tmp_path / "oof", ProbabilityStore(before), config, 1.0)
     predictor = Predictor(result.checkpoint, CPU, "hflip+scale")
     predictor.fill(store, data.cache, names, 2)
     assert store.names() == sorted(names) and store.windows(names) == data.windows
     _, maps = next(predictor.predict(data.cache, names[:1], 1, windows=data.windows))
     assert maps.shape == (29, SIDE, SIDE)
     kept = ProbabilityStore(tmp_path / "oof").read(names[0]).regions
-    assert [n for n, box in enumerate(kept.boxes) if box.any()] == [
-        n for n in carpal_numbers(run.classes) if maps[n].max() > 0.0052
-    ]
+    assert [n for n, box in enumerate(kept.boxes) if box.any()] == [n for n in NUMBERS if maps[n].max() > 0.0052]
     assert store.read(names[0]).detail.grid == (FINE, FINE)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "oof").glob("*.npz")}
     predictor.fill(store, data.cache, names, 2)
@@ -376,6 +373,6 @@ def test_other_squares_are_another_training(run, first, tmp_path, capsys):
     fit(data, tmp_path, precision="32-true", epochs=1)
     fit(data, tmp_path, precision="32-true", epochs=1)
     assert "nothing is trained again" in capsys.readouterr().out
-    other: FoldData = replace(data, windows=Windows(run.classes, (FINE, FINE), SIDE, moved))
+    other: FoldData = replace(data, windows=Windows(NUMBERS, (FINE, FINE), SIDE, moved))
     fit(other, tmp_path, precision="32-true", epochs=1)
     assert "holds another training" in capsys.readouterr().out

@@ -20,10 +20,10 @@ from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import OUTPUTS, Scores, data_folder, open_scores
 from utils.analysis.scores import by_class, by_image, summary
-from utils.analysis.wrists import AUTO, bent_share
 from utils.data.competition import read_index
 from utils.data.records import Analysis, Ensemble, read_record
 from utils.files import Problems, resolve, shown, write_table
+from utils.hand.bend import AUTO, bent_share
 from utils.masks.surface import Distances
 
 

@@ -12,9 +12,9 @@ import shapely
 
 from utils.data.cache import read_image
 from utils.data.competition import read_annotation
-from utils.data.folds import BENT_DEGREES, wrist_angle
-from utils.data.sides import hand_sides
 from utils.files import cores
+from utils.hand.bend import BENT_DEGREES, wrist_angle
+from utils.hand.sides import hand_sides
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
 from utils.masks.sparse import Patch

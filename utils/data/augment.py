@@ -11,9 +11,10 @@ import numpy as np
 from utils.data.augmentation import Augmentation, changed
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.mixing import cut_mix, paste_bones
-from utils.data.warping import affine, cut, draw_corner, draw_field, flip, transform_matrix, warp
-from utils.data.wrist import draw_bend, find_wrist
+from utils.data.warping import affine, cut, draw_bend, draw_corner, draw_field, flip, transform_matrix, warp
+from utils.data.windows import middle
 from utils.files import Problems
+from utils.hand.bend import find_joint
 from utils.masks.sparse import Patches, SparseMaps
 from utils.registry import build_part, register_augmentation
 
@@ -21,8 +22,8 @@ from utils.registry import build_part, register_augmentation
 class Augmenter:
     """Applies an `Augmentation`; all random numbers derive from the generator that each call gets.
 
-    rule: whether hands may be flipped at all, and which classes a flip swaps. classes: their names, by which the wrist
-    is found.
+    rule: whether images may be flipped at all, and which classes a flip swaps. classes: their names, by which the joint
+    is found that can be bent.
     """
 
     def __init__(self, settings: Augmentation, rule: FlipRule = ANY_FLIP, classes: Sequence[str] = ()):
@@ -48,27 +49,28 @@ class Augmenter:
         rng: np.random.Generator,
         other: Callable[[], tuple[np.ndarray, SparseMaps]] | None = None,
         crop: int = 0,
-        on_wrist: bool = False,
+        around: Sequence[int] = (),
     ) -> tuple[np.ndarray, SparseMaps]:
         """The augmented image, uint8 (h, w[, 3]), and its soft labels.
 
         other: gives another training image with its labels; without it, nothing is mixed. crop: side of the square that
-        is cut out of the moved image, 0 for all of it. on_wrist: whether it lies around the wrist, or anywhere.
+        is cut out of the moved image, 0 for all of it. around: numbers of the classes around which it lies, () for
+        anywhere.
         """
         settings = self.settings
-        image, patches = self._move(image, label, rng, crop, on_wrist)
+        image, patches = self._move(image, label, rng, crop, around)
         if other and settings.copy_paste and rng.random() < settings.copy_paste:
             donor, bones = other()
             image, patches = paste_bones(image, patches, donor, bones.patches(), rng)
         if other and settings.cutmix and rng.random() < settings.cutmix:
-            image, patches = cut_mix(image, patches, *self._move(*other(), rng, crop, on_wrist), rng)
+            image, patches = cut_mix(image, patches, *self._move(*other(), rng, crop, around), rng)
         if self.grey_values is not None:
             self.grey_values.set_random_seed(int(rng.integers(2**32)))
             image = self.grey_values(image=image.copy())["image"]  # AutoContrast writes into a grey input
         return np.ascontiguousarray(image), SparseMaps.from_patches(image.shape[:2], patches)
 
     def _move(
-        self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator, crop: int, on_wrist: bool
+        self, image: np.ndarray, label: SparseMaps, rng: np.random.Generator, crop: int, around: Sequence[int]
     ) -> tuple[np.ndarray, Patches]:
         """Flip, then all other changes of geometry, and the crop, in one resampling."""
         settings, grid = self.settings, image.shape[:2]
@@ -78,12 +80,12 @@ class Augmenter:
             patches = [patches[number] for number in self.rule.order] or patches
         matrix = self._draw_matrix(grid, rng)
         field = draw_field(grid, settings.elastic_shift, rng) if rng.random() < settings.elastic else None
-        wrist = find_wrist(patches, self.classes) if settings.wrist_bend or on_wrist else None
-        bend = draw_bend(wrist, settings.wrist_bend, rng) if wrist and settings.wrist_bend else None
+        joint = find_joint(patches, self.classes) if settings.wrist_bend else None
+        bend = draw_bend(joint, settings.wrist_bend, rng) if joint else None
         still = field is None and bend is None and np.array_equal(matrix, np.eye(2, 3))
         if crop:
-            centre = matrix @ (*wrist.centre, 1) if wrist and on_wrist else None
-            top, left = draw_corner(grid, crop, rng, centre)
+            place = middle(patches, around)
+            top, left = draw_corner(grid, crop, rng, None if place is None else matrix @ (*place, 1))
             if still:
                 return cut(image, patches, (top, left), crop)
             matrix[:, 2] -= left, top

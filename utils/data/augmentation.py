@@ -25,7 +25,7 @@ class Augmentation:
     both directions. scale: largest change of size, as a fraction. shift: largest shift, as a fraction of the image
     side. brightness, contrast, gamma (the exponent of the grey values): largest change, as a fraction. elastic_shift:
     standard deviation of the elastic field, as a fraction of the image side. wrist_bend: largest bend of the wrist,
-    degrees in both directions; nothing where the classes are not those of a hand with carpals and forearm. copy_paste:
+    degrees in both directions; nothing where the classes are not those of a whole hand, see `hand.bend`. copy_paste:
     some bones are replaced by those of another training image; cutmix: a rectangle is. There are no vertical flips and
     no fixed rotations by 90°, which lower the Dice.
     Raises ValueError (pydantic's) for a probability above 1 or an amount that would leave no hand in the image.

@@ -18,13 +18,7 @@ import pandas as pd
 from utils.data.findings import DataError, Finding
 from utils.data.png import DamagedImage, read_header
 from utils.files import nearest
-
-HAND_BONES = (
-    *(f"finger-{i}" for i in range(1, 20)),
-    *("Trapezium", "Trapezoid", "Capitate", "Hamate", "Scaphoid", "Lunate", "Triquetrum", "Pisiform"),
-    *("Radius", "Ulna"),
-)
-"""The 29 classes in the competition's order. Finger bones count from the thumb outwards, tip first."""
+from utils.hand.bones import HAND_BONES
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".webp"}
 METADATA_COLUMNS = {

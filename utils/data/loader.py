@@ -14,7 +14,7 @@ from utils.data.cache import Cache
 from utils.data.fold_data import FoldData
 from utils.data.people import FIELDS
 from utils.data.warping import cut, draw_corner
-from utils.data.wrist import Windows, find_wrist
+from utils.data.windows import Windows, middle
 from utils.masks.sparse import SparseMaps
 
 
@@ -23,8 +23,8 @@ class TrainingSet(Dataset):
 
     A sample is `image` uint8 (channels, h, w), channels 1 or 3, `label`, SparseMaps on the same grid, 255 = full
     coverage, and `person`, see `person_of`. `augmenter` may also give dense labels, uint8 (classes, h, w). crop: side
-    of the random crop that is taken of each image, 0 for whole images. wrist_crops: number of further samples, crops
-    around the wrist of random images. wrists_only: the crop of each image is around its wrist, too.
+    of the random crop that is taken of each image, 0 for whole images. region: numbers of the classes around which
+    further crops lie, those of random images. further: how many. region_only: the crop of each image lies there, too.
     """
 
     def __init__(
@@ -34,30 +34,30 @@ class TrainingSet(Dataset):
         augmenter: Callable,
         seed: int,
         crop: int = 0,
-        wrist_crops: int = 0,
-        wrists_only: bool = False,
+        region: Sequence[int] = (),
+        further: int = 0,
+        region_only: bool = False,
     ):
         self.cache, self.names, self.augmenter, self.seed = cache, names, augmenter, seed
-        self.crop, self.wrist_crops, self.wrists_only = crop, wrist_crops, wrists_only
+        self.crop, self.region, self.further, self.region_only = crop, region, further, region_only
 
     def __len__(self) -> int:
-        """Number of samples: one for each image, and the crops around wrists."""
-        return len(self.names) + self.wrist_crops
+        """Number of samples: one for each image, and the further crops."""
+        return len(self.names) + self.further
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | SparseMaps]:
         """The sample of (epoch, index)."""
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         further = index >= len(self.names)
-        on_wrist = further or self.wrists_only
+        around = self.region if further or self.region_only else ()
         name = self.names[int(rng.integers(len(self.names))) if further else index]
         entry = self.cache.read(name)
         image, label, more = entry.image, entry.label, {}
         if isinstance(self.augmenter, Augmenter):  # it cuts after rotating, so that no corner of a crop is black
-            more = {"other": lambda: self._draw_other(rng), "crop": self.crop, "on_wrist": on_wrist}
+            more = {"other": lambda: self._draw_other(rng), "crop": self.crop, "around": around}
         elif self.crop:
-            wrist = find_wrist(label.patches(), self.cache.classes) if on_wrist else None
-            corner = draw_corner(image.shape[:2], self.crop, rng, wrist.centre if wrist else None)
+            corner = draw_corner(image.shape[:2], self.crop, rng, middle(label.patches(), around))
             image, patches = cut(image, label.patches(), corner, self.crop)
             label = SparseMaps.from_patches(image.shape[:2], patches)
         image, label = self.augmenter(image, label, rng, **more)
@@ -203,7 +203,8 @@ def training_loader(
 ) -> DataLoader:
     """Batches for training; the same with any number of workers. `augmenter`: see `data.augment`."""
     names = data.train["image_name"].tolist()
-    samples = TrainingSet(data.cache, names, augmenter, seed, data.crop, data.around_wrists, bool(data.wrist_of))
+    crops = data.crop, data.region_numbers, data.further_crops, bool(data.refines)
+    samples = TrainingSet(data.cache, names, augmenter, seed, *crops)
     sampler = EpochSampler(len(samples), batch_size, seed, data.sampler)
     return _loader(samples, batch_size, num_workers, sampler=sampler)
 

@@ -3,8 +3,7 @@
 import cv2
 import numpy as np
 
-from utils.data.wrist import moments
-from utils.masks.sparse import Patch, Patches
+from utils.masks.sparse import Patch, Patches, moments
 
 Middles = tuple[np.ndarray, np.ndarray]
 """Centre of mass (x, y) of all labels, of the donor and of the image that gets its bones."""

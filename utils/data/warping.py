@@ -1,15 +1,19 @@
 """Move image and labels together: flip, cut, and one resampling for rotation, scale, shift, elastic field and bend."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
-from utils.data.wrist import Bend
+from utils.hand.bend import Joint
 from utils.masks.sparse import Patch, Patches
 
 ELASTIC_GRID = 6
 """Control points of the elastic field along each side; so few that a bend is as wide as a palm, not as a bone."""
 COARSE = 8
 """Only every so many rows and columns are looked at to find about where a bone goes."""
+LIMIT = np.radians(45)
+"""No joint is bent further than this, its own bend included; it is about as far as wrists go."""
 
 
 def transform_matrix(grid: tuple[int, int], angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
@@ -82,6 +86,45 @@ def _affine_patch(patch: np.ndarray, corner: tuple[int, int], matrix: np.ndarray
     size = (int(new_right - new_left), int(new_bottom - new_top))
     moved = cv2.warpAffine(np.ascontiguousarray(patch), local, size, flags=cv2.INTER_LINEAR)
     return moved, (int(new_top), int(new_left))
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A bend about a joint's pivot by `angle` radians (positive turns what the axis points at clockwise on screen).
+
+    share: which part of it the near side turns, in the other direction; the far side turns by the rest.
+    """
+
+    joint: Joint
+    angle: float
+    share: float
+
+    def sources(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The old positions that the new positions x, y (float32, any shape) show.
+
+        Everything turns about the pivot: the near side by one angle, the far side by another, and between them the
+        angle changes smoothly. The zone of the change is as long as the joint, and longer beside it, in proportion to
+        the distance from the axis. So up to LIMIT nothing is torn or folded: areas shrink to 0.4 at most.
+        """
+        (cx, cy), middle = self.joint.pivot, self.angle * (0.5 - self.share)
+        sine, cosine = np.sin(middle), np.cos(middle)
+        ux, uy = np.array([[cosine, -sine], [sine, cosine]]) @ self.joint.axis
+        dx, dy = x - np.float32(cx), y - np.float32(cy)
+        along, beside = dx * np.float32(ux) + dy * np.float32(uy), dy * np.float32(ux) - dx * np.float32(uy)
+        reach = max(self.joint.reach, 1.0)  # of the few pixels in a thumbnail, the joint may have one, or none
+        place = np.clip(along / np.sqrt(np.float32(reach**2) + beside * beside), -1, 1)
+        slope = np.float32(0.75) - np.float32(0.25) * place * place
+        step = np.float32(0.5) + place * slope  # 0 to 1, smooth at both ends
+        turned = np.float32(-self.angle) * (step - np.float32(self.share))
+        sine, cosine = np.sin(turned), np.cos(turned)
+        return np.float32(cx) + cosine * dx - sine * dy, np.float32(cy) + sine * dx + cosine * dy
+
+
+def draw_bend(joint: Joint, degrees: float, rng: np.random.Generator) -> Bend:
+    """A random bend by up to `degrees` in both directions, such that the joint is bent by at most LIMIT afterwards."""
+    most = max(LIMIT, abs(joint.bend))
+    angle = np.clip(np.radians(rng.uniform(-degrees, degrees)), -most - joint.bend, most - joint.bend)
+    return Bend(joint, float(angle), float(rng.uniform()))
 
 
 def draw_field(grid: tuple[int, int], amount: float, rng: np.random.Generator) -> np.ndarray:

@@ -7,8 +7,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from utils.analysis import statistics
 from utils.analysis.survey import BINS, Survey
-from utils.data.folds import BENT_DEGREES
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+from utils.hand.bend import BENT_DEGREES
 
 SPLITS = {"train": PALETTE[5], "test": PALETTE[0]}
 SEXES = {"F": PALETTE[0], "M": PALETTE[5]}

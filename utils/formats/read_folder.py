@@ -17,6 +17,7 @@ from utils.data.competition import DataError, read_annotation
 from utils.data.findings import refuse
 from utils.data.folds import assign_folds, read_folds, split_fold
 from utils.files import cores
+from utils.hand.bend import stratum
 from utils.masks import digits
 
 CHUNK = 40
@@ -141,7 +142,7 @@ def split_images(
         raise DataError(f"{folds}: no such file", ["give a run's folds.csv, such as outputs/sample/folds.csv"])
     else:
         n_folds = pd.read_csv(folds)["fold"].nunique()
-        dealt = read_folds(folds, table, classes, n_folds)
+        dealt = read_folds(folds, table, classes, n_folds, is_bent=stratum(classes))
     if fold != -1 and fold not in set(dealt["fold"]):
         found = sorted(set(dealt["fold"]))
         raise DataError(f"there is no fold {fold}", [f"expected one of {found}, or -1 for all images"])

@@ -14,7 +14,7 @@ from utils.files import resolve, shown
 from utils.inference.in_order import in_order
 from utils.inference.postprocess import build_postprocess
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
-from utils.inference.wrist_stage import WristStore
+from utils.inference.refinement import RefinedStore
 from utils.masks import rle, upsampling
 from utils.models.checkpoint import Config, read_config
 
@@ -23,7 +23,7 @@ from utils.models.checkpoint import Config, read_config
 class FoldModel:
     """A model trained on one fold, with its stored probabilities: `oof` of the images it never saw, and `test`.
 
-    A wrist stage's probabilities are those of both models, see `inference.wrist_stage`.
+    The probabilities of a model that refines another are those of both models, see `inference.refinement`.
     """
 
     model: str
@@ -44,15 +44,15 @@ def open_fold_model(
         return ProbabilityStore(output_dir / kind.notebook / of / f"fold{fold}" / split)
 
     stores = [store("oof"), store("test")]
-    if config.wrist_of:
-        stores = [WristStore(s.folder, store(s.folder.name, config.wrist_of), config) for s in stores]
+    if config.refines:
+        stores = [RefinedStore(s.folder, store(s.folder.name, config.wrist_of), config) for s in stores]
     return FoldModel(model, fold, *stores, config)
 
 
 def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages: bool = False) -> list[FoldModel]:
     """The fold models with finished predictions (of the steps in PREDICTING) in a run's folder.
 
-    models: only those with these names; () for all but the wrist stages. stages: all wrist stages instead, if any.
+    models: only those with these names; () for all but those that refine another. stages: all of these instead, if any.
 
     Raises FileNotFoundError if predictions are missing, and ValueError if fold models have different classes.
     """
@@ -61,7 +61,7 @@ def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages:
     for record in fold_records(output_dir, PREDICTING):
         if not models or record.model in models:
             fold_model = open_fold_model(output_dir, record.model, record.fold, type(record))
-            if models or bool(fold_model.config.wrist_of) == stages:
+            if models or bool(fold_model.config.refines) == stages:
                 fold_models.append(fold_model)
     missing = sorted(set(models) - {m.model for m in fold_models})
     if missing or not (fold_models or stages):

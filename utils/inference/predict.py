@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.data.cache import Cache
 from utils.data.loader import network_input, plain_loader
-from utils.data.wrist import Windows, carpal_numbers
+from utils.data.windows import Windows
 from utils.device import usable
 from utils.inference.fold_norms import fold_norms
 from utils.inference.in_order import in_order
@@ -54,7 +54,7 @@ class Predictor:
         self.precision = usable(self.config.precision if precision == "auto" else precision, device)
         self.model = self.precision.prepare(fold_norms(model).to(device))
         network = Probabilities(self.model)
-        side = self.config.window if self.config.wrist_of else self.config.image_size
+        side = self.config.window if self.config.refines else self.config.image_size
         transforms = ttach.Compose(build_tta(tta, side, self.config.flip, self.config.flip_order))
         self.network = ttach.SegmentationTTAWrapper(network, transforms, "mean") if len(transforms) > 1 else network
 
@@ -154,7 +154,7 @@ def predict_masks(
 ) -> Iterator[tuple[str, list[str]]]:
     """Each image's name and full-size RLE per class from one network, the way its validation made them.
 
-    windows: of a wrist stage, which gives the masks of the carpals only.
+    windows: of a model that refines some classes of another, which gives the masks of these only.
     """
     model.to(device).eval()
     for batch in plain_loader(cache, names, batch_size=1, windows=windows):
@@ -183,7 +183,7 @@ def worst_images(
     worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
     for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample, windows=windows):
         entry = cache.read(name)
-        truth = entry.truth if windows is None else [entry.truth[n] for n in carpal_numbers(cache.classes)]
+        truth = entry.truth if windows is None else [entry.truth[n] for n in windows.numbers]
         yield Example(name, entry.image, entry.size, truth, masks)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.records import Prediction
-from utils.data.wrist import Windows
+from utils.data.windows import Windows
 from utils.files import delete_temporary, open_arrays, read_json, replacing, shown, write_json
 from utils.masks.sparse import SparseMaps
 from utils.masks.upsampling import upsample_region
@@ -27,7 +27,7 @@ class Stored:
     """One image's probabilities at network resolution, uint16 multiples of 1 / LEVELS, 0 outside each class's region.
 
     size: the full size (H, W). detail: further probabilities, on a finer grid, that are added to the others at full
-    size; None without any, see `inference.wrist_stage`.
+    size; None without any, see `inference.refinement`.
     """
 
     regions: SparseMaps

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 Patch = tuple[np.ndarray, tuple[int, int]]
@@ -78,3 +79,20 @@ class SparseMaps:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "SparseMaps":
         """The inverse of `arrays`."""
         return cls(tuple(arrays["grid"].tolist()), arrays["boxes"], arrays["values"])
+
+
+def moments(patches: Patches) -> tuple[np.ndarray, np.ndarray]:
+    """Centre of mass (x, y) and covariance, float64 (2, 2), of the labels of some classes together; pixels."""
+    total, first, second = 0.0, np.zeros(2), np.zeros((2, 2))
+    for patch, (top, left) in patches:
+        if not patch.size:
+            continue
+        m = cv2.moments(np.ascontiguousarray(patch))
+        if m["m00"]:
+            mean = np.array([m["m10"], m["m01"]]) / m["m00"]
+            own = np.array([[m["mu20"], m["mu11"]], [m["mu11"], m["mu02"]]])
+            place = mean + np.array([left, top])
+            total, first = total + m["m00"], first + m["m00"] * place
+            second += own + m["m00"] * np.outer(place, place)
+    centre = first / max(total, 1e-6)
+    return centre, second / max(total, 1e-6) - np.outer(centre, centre)

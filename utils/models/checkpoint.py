@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from utils.files import replacing_folder, shown, write_json
+from utils.hand.bones import small_bones
 from utils.models.base import ModelError, PaddedModel
 from utils.models.build import build_model
 from utils.registry import find_part, list_parts
@@ -44,13 +45,13 @@ class Config:
 
     architecture: its registered name, "" for a network that was given inline. options: the architecture's own, such as
     decoder_channels. image_size: side of the square the images were shrunk to, pixels. window: side of the crops it was
-    trained on, 0 for whole images. wrist_of: of a wrist stage, the model whose carpals it refines. mean, std: of the
-    normalisation, on the scale 0 to 1. plugin, plugin_sha256: the file that registered the architecture, as `plugins`
-    named it.
+    trained on, 0 for whole images. wrist_of: the model of which it refines some classes, those in refines. mean,
+    std: of the normalisation, on the scale 0 to 1. plugin, plugin_sha256: the file that registered the architecture, as
+    `plugins` named it.
     precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
     each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
     hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
-    on the held-out fold, of a wrist stage that of the carpals; None without one.
+    on the held-out fold, of a wrist stage that of the refined classes; None without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -64,6 +65,7 @@ class Config:
     std: list[float] = field(default_factory=lambda: list(PaddedModel.std))
     window: int = 0
     wrist_of: str = ""
+    refines: list[str] = field(default_factory=list)
     plugin: str = ""
     plugin_sha256: str = ""
     precision: str = "32-true"
@@ -75,6 +77,11 @@ class Config:
     epoch: int = 0
     score: float | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    @property
+    def refined_numbers(self) -> list[int]:
+        """The places of the classes in `refines` among all of them."""
+        return [self.classes.index(name) for name in self.refines]
 
 
 def hash_people(people: Iterable[str]) -> list[str]:
@@ -139,6 +146,8 @@ def read_config(folder: str | Path) -> Config:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has {path.stat().st_size / 1e6:.0f} MB, expected at most {LARGEST_CONFIG / 1e6:.0f}")
         config = TypeAdapter(Config).validate_json(path.read_bytes())
+        if config.wrist_of and not config.refines:  # as earlier versions wrote it
+            config.refines = small_bones(config.classes)
         if problems := _problems(config):
             raise ValueError("; ".join(problems))
         return config
@@ -238,8 +247,9 @@ def _problems(config: Config) -> list[str]:
         f"image_size {config.image_size}: expected 1 to {LARGEST_SIDE}": not 1 <= config.image_size <= LARGEST_SIDE,
         "mean, std: expected three numbers each, std above 0": [len(config.mean), len(config.std)] != [3, 3]
         or min(config.std) <= 0,
-        f"wrist_of {config.wrist_of!r}: expected a model's name, and a window": bool(config.wrist_of)
-        and ("/" in config.wrist_of or not 0 < config.window <= config.image_size),
+        f"wrist_of {config.wrist_of!r}: expected a model's name, a window, and classes": bool(config.wrist_of)
+        and ("/" in config.wrist_of or not 0 < config.window <= config.image_size or not config.refines),
+        "refines: expected some of the classes": not set(config.refines) <= set(config.classes),
         "thresholds: expected a number from 0 to 1 per class": len(config.thresholds) not in (0, count)
         or not all(0 <= t <= 1 for t in config.thresholds),
         "flip_order: expected each class once": bool(config.flip_order)

@@ -19,16 +19,18 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes
 from utils.data.findings import DataError
 from utils.data.flip import flip_rule
-from utils.data.fold_data import FoldData, check_crops
+from utils.data.fold_data import FoldData
 from utils.data.folds import read_folds, split_fold
 from utils.data.label_fixes import FIXED, Fix, find_fixes, read_fixed_index, same_effect, write_fixed_data
 from utils.data.records import OfFoldModel, Record, Submitting, write_record
-from utils.data.wrist import Windows, carpal_corner
+from utils.data.windows import Windows, corner_around
 from utils.device import tune_process
 from utils.files import Progress, read_json, resolve, shown, write_json
+from utils.hand.bend import stratum
+from utils.hand.bones import check_crops, small_bones
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
-from utils.inference.wrist_stage import open_first
+from utils.inference.refinement import open_first
 from utils.models.checkpoint import check_classes
 from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
@@ -66,7 +68,8 @@ class Run:
 
         Raises DataError if the file belongs to other data or another number of folds.
         """
-        return read_folds(self.output_dir / "folds.csv", self.table, self.classes, self.n_folds, self.seed)
+        path, bent = self.output_dir / "folds.csv", stratum(self.classes)
+        return read_folds(path, self.table, self.classes, self.n_folds, self.seed, bent)
 
     @property
     def folder(self) -> Path:
@@ -181,7 +184,7 @@ class Run:
         """The images of one fold; the other arguments are those of `cache`, `data.flip.flip_rule` and `FoldData`.
 
         extra_data: a data folder whose training images are trained on, too, see `pipeline.extra_data`. wrist_of: for a
-        wrist stage, the model of this run whose carpals it refines; see `inference.wrist_stage.open_first` for errors.
+        wrist stage, the model of this run whose carpals it refines; see `inference.refinement.open_first` for errors.
         """
         check_crops(crop, wrist_crops, image_size, self.classes, wrist_of)
         train, validation = split_fold(self.table, self.folds, fold)
@@ -191,14 +194,15 @@ class Run:
             train = pd.concat([train, extra], ignore_index=True)
         cache = self.cache(image_size, labels, extra)
         rule = flip_rule(flip, flip_pairs, cache, train["image_name"].tolist())
-        windows = None
+        windows, region = None, small_bones(self.classes) if wrist_of or wrist_crops else []
         if wrist_of:
             first, config = open_first(self.output_dir, wrist_of, fold, validation["ID"])
             check_classes(config, self.classes, f"wrist_of = {wrist_of}")
             names, oof, known = validation["image_name"], ProbabilityStore(first / "oof"), [*known, *config.people]
-            corners = {n: carpal_corner(oof.read(n).regions, self.classes, cache.grid, crop) for n in names}
-            windows = Windows(self.classes, cache.grid, crop, corners)
-        crops = {"crop": crop, "wrist_crops": wrist_crops, "wrist_of": wrist_of, "windows": windows}
+            numbers = [self.classes.index(name) for name in region]
+            corners = {n: corner_around(oof.read(n).regions, numbers, cache.grid, crop) for n in names}
+            windows = Windows(numbers, cache.grid, crop, corners)
+        crops = {"crop": crop, "region": region, "region_crops": wrist_crops, "refines": wrist_of, "windows": windows}
         return FoldData(cache, train, validation, fold, rule, known=known, **crops)
 
 

@@ -21,10 +21,10 @@ from utils.data.augment import as_augmenter, build_augmentation
 from utils.data.augmentation import read_augmentation
 from utils.data.cache import Cache, Entry
 from utils.data.flip import flip_rule
-from utils.data.fold_data import check_crops
 from utils.data.loader import TrainingSet, stack
 from utils.device import Precision, choose_device, tune_process
 from utils.files import Problems, read_json, resolve, write_json
+from utils.hand.bones import check_crops
 from utils.inference.tta import build_tta
 from utils.inference.weights import model_weights
 from utils.masks.sparse import SparseMaps

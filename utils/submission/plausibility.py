@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.competition import DataError, find_images, read_annotation, read_classes
-from utils.data.sides import hand_sides
+from utils.hand.sides import hand_sides
 from utils.submission.checker import bad_masks, shown_name, shown_row
 from utils.submission.csv_file import KEY, expected_rows, read
 from utils.submission.shapes import measure

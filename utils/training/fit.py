@@ -146,7 +146,8 @@ def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder:
         classes=data.cache.classes,
         image_size=data.cache.grid[0],
         window=data.crop,
-        wrist_of=data.wrist_of,
+        wrist_of=data.refines,
+        refines=list(data.region) if data.refines else [],
         fold=data.fold,
         flip=data.flip.allowed,
         flip_order=list(data.flip.order),
@@ -279,9 +280,9 @@ def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, setting
     names = [*data.train["image_name"], *data.validation["image_name"]]
     parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
     parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
-    parts |= {"crops": [data.crop, data.wrist_crops]}
+    parts |= {"crops": [data.crop, data.region_crops, data.region]}
     if data.windows is not None:
-        parts |= {"wrist_of": data.wrist_of, "windows": dict(data.windows.corners)}
+        parts |= {"refines": data.refines, "windows": dict(data.windows.corners)}
     parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
     if model.takes_person:
         parts["people"] = [data.cache.people[name].tolist() for name in names]

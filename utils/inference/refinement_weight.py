@@ -1,4 +1,4 @@
-"""Whether a wrist stage helps, and with which weight: by out-of-fold Dice, also on bent wrists; off unless shown."""
+"""Whether a model that refines another helps, and with which weight: by out-of-fold Dice; off unless it is shown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,7 @@ import torch
 
 from utils.data.cache import Cache
 from utils.data.significance import LEVEL, sign_flip_p
-from utils.data.wrist import CARPALS, carpal_numbers
+from utils.hand.bend import BENT
 from utils.inference.ensemble import FoldModel, find_fold_models, soft_vote
 from utils.inference.in_order import in_order
 from utils.inference.probabilities import Stored
@@ -42,51 +42,51 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class WristStage:
-    """What a wrist stage is worth.
+class Stage:
+    """What a model is worth that refines another one.
 
-    model: its name. wrist_of: the model whose carpals it refines. carpals: mean Dice of the carpals by weight, on all
-    images. best: the weight that is best there. overall, bent: the gain, on all images and on bent wrists, if each fold
-    is scored with the weight that is best on the other folds; it is the gain to expect on new people.
+    model: its name. first: the model that it refines. dice: mean Dice of the refined classes by weight, on all images.
+    best: the weight that is best there. overall, bent: the gain, on all images and on those in folds.csv marked as
+    bent, if each fold is scored with the weight that is best on the other folds; it is what to expect on new people.
     """
 
     model: str
-    wrist_of: str
-    carpals: dict[float, float]
+    first: str
+    dice: dict[float, float]
     best: float
     overall: Gain
     bent: Gain
 
     @property
     def weight(self) -> float:
-        """The weight to use: `best` where a gain is shown both on all images and on bent wrists, else 0."""
+        """The weight to use: `best` where a gain is shown both on all images and on the bent ones, else 0."""
         return self.best if self.overall.shown and self.bent.shown else 0.0
 
     def summary(self) -> dict[str, Any]:
         """What metrics.json says about it."""
         gains = {"overall": asdict(self.overall), "bent": asdict(self.bent)}
-        return {"wrist_of": self.wrist_of, "weight": self.weight, "carpals": self.carpals, **gains}
+        return {"wrist_of": self.first, "weight": self.weight, "carpals": self.dice, **gains}
 
     def __str__(self) -> str:
         """One line for people."""
-        scores = ", ".join(f"{weight:g}: {dice:.4f}" for weight, dice in self.carpals.items())
-        verdict = f"taken with weight {self.weight:g}" if self.weight else f"off, {self.wrist_of} stays as it is"
+        scores = ", ".join(f"{weight:g}: {dice:.4f}" for weight, dice in self.dice.items())
+        verdict = f"taken with weight {self.weight:g}" if self.weight else f"off, {self.first} stays as it is"
         return (
-            f"{self.model}: carpals by weight {scores}; gain with weights of the other folds {self.overall}, on bent "
-            f"wrists {self.bent}: {verdict}"
+            f"{self.model}: refined classes by weight {scores}; gain with weights of the other folds {self.overall}, "
+            f"on {BENT} {self.bent}: {verdict}"
         )
 
 
-def carpal_dice(
+def refined_dice(
     stage: Sequence[FoldModel], images: Mapping[str, int], cache: Cache, threshold: float = 0.5, threads: int = 0
 ) -> np.ndarray:
-    """The Dice of each carpal with each of WEIGHTS: float64 (weights, images, 8).
+    """The Dice of each refined class with each of WEIGHTS: float64 (weights, images, classes).
 
-    stage: the fold models of one wrist stage. images: the fold of each image, by image_name. threads: as of
-    `ensemble.vote_images`.
+    stage: the fold models of one model that refines another. images: the fold of each image, by image_name. threads:
+    as of `ensemble.vote_images`.
     """
     threads = threads or torch.get_num_threads()
-    of_fold, numbers = {m.fold: m.oof for m in stage}, carpal_numbers(cache.classes)
+    of_fold, numbers = {m.fold: m.oof for m in stage}, stage[0].config.refined_numbers
 
     def one(name: str) -> list[np.ndarray]:
         truth = [cache.read(name).truth[number] for number in numbers]
@@ -103,8 +103,8 @@ def only(stored: Stored, numbers: Sequence[int]) -> Stored:
     return Stored(layers[0], stored.size, *layers[1:])
 
 
-def judge(model: str, wrist_of: str, dice: np.ndarray, images: pd.DataFrame, classes: int) -> WristStage:
-    """What a stage is worth by its carpals' Dice (weights, images, 8), as `carpal_dice` gives it.
+def judge(model: str, first: str, dice: np.ndarray, images: pd.DataFrame, classes: int) -> Stage:
+    """What a model that refines `first` is worth by its Dice (weights, images, refined classes), see `refined_dice`.
 
     images: one row for each, with ID, bent (bool) and fold. classes: number of all classes, over which gains are meant.
     With images of one fold only, a weight could not be checked on another one: it is 0.
@@ -115,7 +115,7 @@ def judge(model: str, wrist_of: str, dice: np.ndarray, images: pd.DataFrame, cla
         here, others = fold_of == fold, fold_of != fold
         if others.any():
             crossed[here] = means[means[:, others].mean(1).argmax()][here]
-    gains = (crossed - means[0]) * len(CARPALS) / classes
+    gains = (crossed - means[0]) * dice.shape[2] / classes
 
     def gain(rows: np.ndarray) -> Gain:
         people = images["ID"].to_numpy()[rows]
@@ -124,15 +124,13 @@ def judge(model: str, wrist_of: str, dice: np.ndarray, images: pd.DataFrame, cla
 
     by_weight = dict(zip(WEIGHTS, means.mean(1).tolist(), strict=True))
     best = WEIGHTS[int(means.mean(1).argmax())]
-    return WristStage(
-        model, wrist_of, by_weight, best, gain(np.ones(len(gains), bool)), gain(images["bent"].to_numpy(bool))
-    )
+    return Stage(model, first, by_weight, best, gain(np.ones(len(gains), bool)), gain(images["bent"].to_numpy(bool)))
 
 
 def judge_stages(
     output_dir: str | Path, fold_models: Sequence[FoldModel], folds: pd.DataFrame, cache: Cache, threshold: float = 0.5
-) -> list[WristStage]:
-    """What each wrist stage of a run is worth that refines one of these fold models, the best one first.
+) -> list[Stage]:
+    """What each model of a run is worth that refines one of these fold models, the best one first.
 
     folds: ID, image_name, bent and fold of each training image, as in folds.csv. cache: for the true masks.
     """
@@ -144,16 +142,16 @@ def judge_stages(
     for model, stage in stages.items():
         rows = folds[folds["fold"].isin([m.fold for m in stage])]
         if len(rows):
-            dice = carpal_dice(stage, dict(zip(rows["image_name"], rows["fold"], strict=True)), cache, threshold)
+            dice = refined_dice(stage, dict(zip(rows["image_name"], rows["fold"], strict=True)), cache, threshold)
             found.append(judge(model, stage[0].config.wrist_of, dice, rows, len(cache.classes)))
     return sorted(found, key=lambda stage: -stage.overall.mean)
 
 
 def refine(output_dir: str | Path, fold_models: Sequence[FoldModel], weights: Mapping[str, float]) -> list[FoldModel]:
-    """The fold models with the carpals that wrist stages refine.
+    """The fold models with the classes that other models refine.
 
-    weights: of each stage by its name; 0 leaves it out. Of several stages of one model, the first one counts. A fold
-    model whose stage is missing in its fold stays as it is.
+    weights: of each of these by its name; 0 leaves it out. Of several that refine one model, the first one counts. A
+    fold model that is not refined in its fold stays as it is.
     """
     refined = {(m.model, m.fold): m for m in fold_models}
     for name, weight in reversed(list(weights.items())):

@@ -1,6 +1,6 @@
-"""The wrist stage: a second model sees the carpals at a higher resolution, in a square that a first model has found.
+"""A model that refines another one: it sees some classes at a higher resolution, in a square that the first has found.
 
-Its probabilities take the place of a part of the first model's: inside the square, the carpals are
+Its probabilities take the place of a part of the first model's: inside the square, the refined classes are
 (1 - share) · first + share · second. The share is the stage's weight in the square's middle and falls to 0 towards its
 border, so that no edge shows. Other classes, and everything beyond the square, stay as the first model has them. The
 two are added at full size, so neither is resampled to the other's resolution.
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.records import NAME, Prediction
-from utils.data.wrist import Windows, carpal_corner, carpal_numbers
+from utils.data.windows import Windows, corner_around
 from utils.files import read_json, resolve, shown
 from utils.inference.probabilities import ProbabilityStore, Stored, quantised
 from utils.masks.sparse import Patch, SparseMaps
@@ -26,8 +26,8 @@ BORDER = 0.125
 """Part of the square's side over which the share falls from the weight to 0."""
 
 
-class WristStore(ProbabilityStore):
-    """The probabilities of a wrist stage: its folder holds those of the carpals, `read` adds them to the first model's.
+class RefinedStore(ProbabilityStore):
+    """The probabilities of both models: the folder holds those of the refined classes, `read` adds them to the first's.
 
     first: the store of the first model's fold model of the same fold, with the same images. config: of the stage's
     checkpoint. weight: of the stage beside the first model, 0 to 1; at 0, `read` gives what the first model's store
@@ -39,29 +39,29 @@ class WristStore(ProbabilityStore):
         self.first, self.config, self.weight = first, config, weight
         self.grid = (config.image_size, config.image_size)
 
-    def at(self, weight: float) -> "WristStore":
+    def at(self, weight: float) -> "RefinedStore":
         """The same store with another weight."""
-        return WristStore(self.folder, self.first, self.config, weight)
+        return RefinedStore(self.folder, self.first, self.config, weight)
 
     def corner(self, image_name: str) -> tuple[int, int]:
-        """Where the image's square begins (top, left), on the stage's grid: around the carpals that the first found."""
-        return carpal_corner(self.first.read(image_name).regions, self.config.classes, self.grid, self.config.window)
+        """Where the image's square begins (top, left), on the stage's grid: around what the first found."""
+        regions, config = self.first.read(image_name).regions, self.config
+        return corner_around(regions, config.refined_numbers, self.grid, config.window)
 
     def windows(self, names: Sequence[str]) -> Windows:
         """The images' squares."""
         corners = {name: self.corner(name) for name in names}
-        return Windows(self.config.classes, self.grid, self.config.window, corners)
+        return Windows(self.config.refined_numbers, self.grid, self.config.window, corners)
 
     def begin(self, source: dict) -> None:
         """As of the other stores; what was made from other predictions of the first model is deleted, too."""
         super().begin(source | {"first": read_json(self.first.folder / "store.json", {})})
 
     def write(self, image_name: str, probabilities: np.ndarray, size: tuple[int, int]) -> None:
-        """Store the carpals of float32 (classes, side, side) probabilities in [0, 1] of the image's square."""
-        carpals = np.zeros_like(probabilities)
-        numbers = carpal_numbers(self.config.classes)
-        carpals[numbers] = probabilities[numbers]
-        inside = quantised(image_name, carpals)
+        """Store the refined classes of float32 (classes, side, side) probabilities in [0, 1] of the image's square."""
+        refined, numbers = np.zeros_like(probabilities), self.config.refined_numbers
+        refined[numbers] = probabilities[numbers]
+        inside = quantised(image_name, refined)
         top, left = self.corner(image_name)
         moved = [(patch, (y + top, x + left) if patch.size else (0, 0)) for patch, (y, x) in inside.patches()]
         self._save(image_name, SparseMaps.from_patches(self.grid, moved), size)
@@ -72,8 +72,8 @@ class WristStore(ProbabilityStore):
         if not self.weight:
             return first
         second, side = super().read(image_name).regions, self.config.window
-        corner = carpal_corner(first.regions, self.config.classes, self.grid, side)
-        return merge(first, second, corner, side, self.weight, carpal_numbers(self.config.classes))
+        corner = corner_around(first.regions, self.config.refined_numbers, self.grid, side)
+        return merge(first, second, corner, side, self.weight, self.config.refined_numbers)
 
 
 def merge(
@@ -119,7 +119,7 @@ def _times(patch: Patch, shares: list[np.ndarray], slope: float, offset: float) 
 
 
 def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequence[str]) -> tuple[Path, Config]:
-    """The predictions' folder and the config of the fold model whose carpals a wrist stage refines.
+    """The predictions' folder and the config of the fold model that another one refines.
 
     people: those of the fold's validation images.
 
@@ -136,7 +136,7 @@ def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequenc
             f"-p model {wrist_of} -p fold {fold} first"
         )
     config = read_config(checkpoint / "best")
-    if config.wrist_of:
+    if config.refines:
         raise ModelError(
             f"wrist_of = {wrist_of}: that is a wrist stage itself; name {config.wrist_of}, which it refines"
         )
