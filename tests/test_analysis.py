@@ -17,7 +17,7 @@ from utils.data.cache import Cache
 from utils.data.competition import read_annotation, read_classes, read_index
 from utils.data.folds import read_folds
 from utils.files import ROOT, Problems, read_json, write_json, write_table
-from utils.hand.bend import AUTO, MEASURED, bent_share, bent_wrists, masks_wrist_angle, wrist_angle
+from utils.hand.bend import AUTO, MEASURED, angle_of, angle_of_masks, bent_share, bent_wrists
 from utils.hand.bones import FOREARM
 from utils.masks import rle
 
@@ -170,15 +170,15 @@ def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(samp
 def test_wrists_of_masks_are_those_of_the_polygons(sample):
     table, classes = read_index(sample), read_classes(sample)
     for row in table[table["split"] == "train"].itertuples():
-        angle = wrist_angle(read_annotation(row.annotation, classes))
+        angle = angle_of(read_annotation(row.annotation, classes))
         drawn = {name: rle.encode(mask) for name, mask in true_masks(row, classes).items()}
-        assert masks_wrist_angle(drawn, (row.height, row.width)) == pytest.approx(angle, abs=3)
+        assert angle_of_masks(drawn, (row.height, row.width)) == pytest.approx(angle, abs=3)
         noisy = rle.decode(drawn["Radius"], (256, 256))
         noisy[2:5, 2:5] = True  # false pixels far away
-        assert masks_wrist_angle(drawn | {"Radius": rle.encode(noisy)}, (256, 256)) == pytest.approx(
-            masks_wrist_angle(drawn, (256, 256))
+        assert angle_of_masks(drawn | {"Radius": rle.encode(noisy)}, (256, 256)) == pytest.approx(
+            angle_of_masks(drawn, (256, 256))
         )
-        assert np.isnan(masks_wrist_angle(drawn | {"Ulna": ""}, (256, 256)))
+        assert np.isnan(angle_of_masks(drawn | {"Ulna": ""}, (256, 256)))
 
 
 def true_masks(row, classes):

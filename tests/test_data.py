@@ -118,16 +118,16 @@ def test_wrist_angle_measures_the_bend():
                 np.array([500, 900]) + 500 * np.array([np.cos(direction), np.sin(direction)]), 80, direction
             ),
         }
-        assert bend.wrist_angle(polygons) == pytest.approx(degrees, abs=1.0)
-    assert np.isnan(bend.wrist_angle({"nucleus": bone((5, 5), 3, 0)}))
+        assert bend.angle_of(polygons) == pytest.approx(degrees, abs=1.0)
+    assert np.isnan(bend.angle_of({"nucleus": bone((5, 5), 3, 0)}))
 
 
 def test_bent_wrists_of_the_sample_are_found():
     images = roster(40, 12, seed=0)
-    bent = [abs(image.person.wrist) > 15 for image in images]  # degrees, as the sample was posed
+    bent = [abs(image.person.bend) > 15 for image in images]  # degrees, as the sample was posed
     assert 0 < sum(bent) < len(bent)
     outlines = [geometry(image, 512)[1] for image in images[::2]]
-    measured = [bend.wrist_angle({name: [points] for name, points in hand.items()}) for hand in outlines]
+    measured = [bend.angle_of({name: [points] for name, points in hand.items()}) for hand in outlines]
     assert [abs(angle) > bend.BENT_DEGREES for angle in measured] == bent[::2]
 
 

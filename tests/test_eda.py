@@ -256,7 +256,7 @@ def test_figures_of_hands(hands):
     assert "Pisiform" in names and "finger-1" not in names
     assert "Pisiform" in [t.get_text() for t in figures.argmax_losses(hands).axes[0].get_yticklabels()]
     assert len(figures.density_maps(hands).axes) == 29 + 1
-    assert "of 20 wrists" in figures.wrists(hands).axes[0].get_title()
+    assert "of 20 wrists" in figures.bends(hands).axes[0].get_title()
     assert len(figures.body(statistics.bone_sizes(hands)).axes) == 3
     folds = assign_folds(hands.images, 5)
     assert statistics.describe_folds(folds, hands)["images"].sum() == 20

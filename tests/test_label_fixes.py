@@ -14,7 +14,7 @@ from utils.data.competition import HAND_BONES, read_annotation, read_index
 from utils.data.findings import DataError
 from utils.data.label_fixes import FIXED, Fix, apply_label_fixes, find_fixes, read_fixed_index, read_label_fixes
 from utils.files import ROOT
-from utils.hand.bend import wrist_angle
+from utils.hand.bend import angle_of
 from utils.pipeline.changes import prepare_run
 from utils.pipeline.preflight import PreflightError, fixes_of, preflight
 from utils.pipeline.profile import Profile
@@ -119,7 +119,7 @@ def test_wrists_are_measured_on_corrected_labels(data, tmp_path):
     one = names(data)[0]
     fix = Fix(image=one, why="-", swap=[["finger-11", "finger-3"]])
     angles = [
-        wrist_angle(read_annotation(table["annotation"].iloc[0], list(HAND_BONES)))
+        angle_of(read_annotation(table["annotation"].iloc[0], list(HAND_BONES)))
         for fixes in ([], [fix])
         for table in [read_fixed_index(data, fixes, HAND_BONES, tmp_path / "fixed")]
     ]

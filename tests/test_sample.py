@@ -109,11 +109,11 @@ def test_bent_wrists_are_as_frequent_as_in_the_real_data(hands):
     for people in ((40, 12), (400, 144)):
         images = roster(*people, seed=0)
         for split, share in (("train", 0.11), ("test", 0.57)):
-            bent = [abs(image.person.wrist) > 15 for image in images if image.split == split]
+            bent = [abs(image.person.bend) > 15 for image in images if image.split == split]
             assert np.mean(bent) == pytest.approx(share, abs=0.02)
     for image, _, polygons in hands:  # and they can be seen in the outlines
         angle = direction(polygons["finger-11"]) - (direction(polygons["Radius"]) + direction(polygons["Ulna"])) / 2
-        assert (abs(angle) > 12) == (abs(image.person.wrist) > 15), (image.ID, angle)
+        assert (abs(angle) > 12) == (abs(image.person.bend) > 15), (image.ID, angle)
 
 
 def test_a_right_hand_has_its_thumb_on_the_left(hands):
@@ -223,7 +223,7 @@ def test_ids_and_names_are_like_the_real_ones():
     assert 0 < sum("_" in i.name for i in images) < 0.1 * len(images)
     for i in images:
         if i.split == "train":
-            assert (abs(i.person.wrist) > 15) == (274 <= int(i.ID[2:]) <= 321)
+            assert (abs(i.person.bend) > 15) == (274 <= int(i.ID[2:]) <= 321)
 
 
 def test_the_metadata_is_plausible_and_has_the_originals_odd_characters(tmp_path):

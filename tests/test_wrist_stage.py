@@ -1,8 +1,10 @@
 """The wrist stage: its squares, how it refines a first model, what keeps leaks out, and when it is switched off."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,11 +14,14 @@ from tests.small import CPU, fit, thin_config
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.cache import Cache
+from utils.data.competition import read_index
 from utils.data.fold_data import FoldData
+from utils.data.folds import read_folds, split_fold
 from utils.data.loader import dense_labels, training_loader
 from utils.data.windows import Windows, corner_around
 from utils.files import Problems, write_json
-from utils.hand.bones import CARPALS, HAND_BONES, check_crops
+from utils.hand.bend import stratum
+from utils.hand.bones import CARPALS, HAND_BONES, check_crops, small_bones
 from utils.inference.ensemble import find_fold_models, hard_vote, soft_vote
 from utils.inference.predict import Predictor, predict_masks, worst_images
 from utils.inference.probabilities import LEVELS, ProbabilityStore, quantised
@@ -322,7 +327,7 @@ def test_a_first_model_without_fitting_predictions_is_refused(run, coarse, first
     make_first(run, coarse, "stage")
     checkpoint = run.output_dir / "03_train" / "stage" / "fold0" / "best"
     write_json(checkpoint / "config.json", vars(stage_config(read_config(checkpoint))))
-    with pytest.raises(ModelError, match="a wrist stage itself; name first"):
+    with pytest.raises(ModelError, match="refines another itself; name first"):
         open_first(run.output_dir, "stage", 0, first["ID"])
 
 
@@ -376,3 +381,58 @@ def test_other_squares_are_another_training(run, first, tmp_path, capsys):
     other: FoldData = replace(data, windows=Windows(NUMBERS, (FINE, FINE), SIDE, moved))
     fit(other, tmp_path, precision="32-true", epochs=1)
     assert "holds another training" in capsys.readouterr().out
+
+
+def make_plates(folder):
+    """Six people's images of a plate with a small hole somewhere in it, in the competition's layout."""
+    rng = np.random.default_rng(0)
+    for person in range(6):
+        top, left = rng.integers(20, 70, 2)
+        pixels = np.full((128, 128), 40, np.uint8)
+        pixels[10:118, 10:118] = 160
+        pixels[top : top + 20, left : left + 20] = 90
+        square = [[left, top], [left + 19, top], [left + 19, top + 19], [left, top + 19]]
+        shapes = {"plate": [[10, 10], [117, 10], [117, 117], [10, 117]], "hole": np.array(square).tolist()}
+        annotations = [
+            {"id": name, "type": "poly_seg", "attributes": {}, "points": points, "label": name}
+            for name, points in shapes.items()
+        ]
+        for split, content in (("DCM", None), ("outputs_json", annotations)):
+            path = folder / "train" / split / f"P{person}" / f"plate{person}.{'json' if content else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content:
+                path.write_text(json.dumps({"annotations": content, "filename": f"plate{person}.png"}))
+            else:
+                cv2.imwrite(str(path), pixels)
+    (folder / "classes.txt").write_text("plate\nhole\n")
+    return folder
+
+
+def test_a_model_refines_another_on_data_without_hands(tmp_path):
+    table = read_index(make_plates(tmp_path / "plates"), ("train",))
+    assert small_bones(["plate", "hole"]) == [] and stratum(["plate", "hole"]) is None
+    cache = Cache(tmp_path / "cache", table, ["plate", "hole"], 96)
+    cache.build()
+    folds = read_folds(tmp_path / "folds.csv", table, cache.classes, 3, is_bent=None)
+    train, held_out = split_fold(table, folds, 0)
+    names, first = held_out["image_name"].tolist(), ProbabilityStore(tmp_path / "first")
+    first.begin({})
+    for name in names:
+        first.write(name, truth(cache, name), (128, 128))
+    corners = {name: corner_around(first.read(name).regions, [1], cache.grid, 40) for name in names}
+    windows = Windows([1], cache.grid, 40, corners)
+    data = FoldData(cache, train, held_out, 0, crop=40, region=["hole"], refines="first", windows=windows)
+    labels = torch.cat([dense_labels(b) for b in training_loader(data, Augmenter(NO_AUGMENTATION), 4, seed=0)])
+    assert (labels[:, 1].sum((1, 2)) > 100).all(), "all crops are around the hole"
+    result = fit(data, tmp_path / "stage", precision="32-true", epochs=2)
+    config = read_config(result.checkpoint)
+    assert (config.first, config.refines, config.window) == ("first", ["hole"], 40)
+    assert list(result.val_dice) == ["hole"] and 0 <= result.score <= 1
+    store = RefinedStore(tmp_path / "oof", first, config, 1.0)
+    Predictor(result.checkpoint, CPU).fill(store, cache, names, 2)
+    assert store.windows(names) == windows
+    for name in names:
+        refined, plain = store.read(name), first.read(name)
+        plates = [soft_vote([stored], [1.0], 0.5)[0] for stored in (refined, plain)]
+        assert plates[0] == plates[1] and refined.detail.grid == cache.grid
+        assert not ProbabilityStore(tmp_path / "oof").read(name).regions.boxes[0].any(), "only the hole is stored"

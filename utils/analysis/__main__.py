@@ -2,7 +2,7 @@
 
     python -m utils.analysis [table]           every result of every run, with intervals
     python -m utils.analysis compare A B       a paired test of two results, and the verdict
-    python -m utils.analysis report RESULT     one result: by wrist, by class, the worst images
+    python -m utils.analysis report RESULT     one result: bent or straight, by class, the worst images
     python -m utils.analysis ablation RESULT   all models of its run against it: what each technique is worth
 
 A result is <run>, <run>/<model>, <run>/ensemble or <run>/baseline; the run a folder below outputs/, or a path.
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base.add_argument("result", help="such as ablation/base")
     base.add_argument("--csv", default="", help="also write the table to this file")
     for command in (two, one):
-        command.add_argument("--bent-share", type=float, default=AUTO, help="of test wrists (default: measured)")
+        command.add_argument("--bent-share", type=float, default=AUTO, help="of the test images (default: measured)")
     for command in (table, two, one, base):
         command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
     given = parser.parse_args(arguments)
@@ -112,7 +112,7 @@ def _lines(table: pd.DataFrame) -> str:
 
 
 def _share(scores: Scores, given: float) -> tuple[float, str]:
-    """The share of bent test wrists, by default measured on the run's submission, and how it was found."""
+    """The share of bent test images, by default measured on the run's submission, and how it was found."""
     folder = data_folder(scores.run)
     if given == AUTO and not (folder / "test").is_dir():
         return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"

@@ -12,10 +12,11 @@ from tabulate import tabulate
 from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import IGNORED, model_minutes, model_parameters
 from utils.analysis.results import ENSEMBLE, Scores, members, read_scores
-from utils.analysis.scores import ALL, BENT
+from utils.analysis.scores import ALL
 from utils.data.records import Analysis
 from utils.data.significance import LEVEL
 from utils.files import Problems, read_json, unknown
+from utils.hand.bend import BENT
 
 VARIANTS = Path(Analysis.notebook, "variants")
 """Where notebook 07 puts the scores of other ways to predict, see `utils.inference.variants`."""
@@ -29,7 +30,7 @@ class Ablation:
     repeats: the models that differ from base by their seed only. dice: mean out-of-fold Dice of base and repeats.
     noise: how far a training may lie from that mean by its random numbers alone, see `seed_noise`; NaN without repeats.
     table: one row per technique, in the order of the profile: technique, images, dice, difference (from base), low,
-    high (95 % by person), bent (the difference on bent wrists, NaN if there are none), p, verdict (BETTER, WORSE or
+    high (95 % by person), bent (the difference on bent images, NaN if there are none), p, verdict (BETTER, WORSE or
     NEITHER), minutes (with those of the model it starts from), trained (False: another way to predict with base).
     """
 
@@ -91,7 +92,7 @@ def as_text(found: Ablation) -> str:
         rows.append([row.technique, *numbers, row.verdict, f"{row.minutes:.1f}"])
     several = f", mean of {1 + len(found.repeats)} seeds" if found.repeats else ""
     rows.insert(0, [f"{found.base}{several}", f"{found.dice:.4f}", "", "", "", ""])
-    headings = ["technique", "out-of-fold Dice", "difference [95 %]", "bent wrists", "verdict", "minutes"]
+    headings = ["technique", "out-of-fold Dice", "difference [95 %]", BENT, "verdict", "minutes"]
     align = ["left", "right", "right", "right", "left", "right"]
     lines = [tabulate(rows, headings, "github", disable_numparse=True, colalign=align), ""]
     lines += [f"Intervals are paired, by person; {len(rows) - 1} rows, corrected for their number."]

@@ -96,7 +96,7 @@ def _state(run: Path, name: str) -> dict[str, Any]:
         return {"state": "done", "minutes": made.minutes, "test_dice": made.test_dice}
     vote, about = read_record(run / Ensemble.notebook, Ensemble, empty=True), read_json(run / "run.json", {})
     if name == ENSEMBLE:
-        minutes = (vote.minutes or 0) + model_minutes(run, [*vote.models, *vote.wrist_stages])
+        minutes = (vote.minutes or 0) + model_minutes(run, vote.all_models)
         voted = len(vote.fold_models)
         planned = len(about.get("voters", [])) * len(about.get("folds", []))
         state = "done" if voted >= planned else f"{voted} of {planned} fold models"

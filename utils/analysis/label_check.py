@@ -150,7 +150,7 @@ def _places(found: Survey) -> list[tuple]:
     rows = []
     for image in np.flatnonzero((abs(off) > limit).any(axis=1)):
         present = np.flatnonzero(~np.isnan(points[image]))
-        # squared distances: the best assignment stays the same if bones are moved together, as in a bent wrist
+        # squared distances: the best assignment stays the same if bones are moved together, as in a bent hand
         _, taken = linear_sum_assignment(abs(points[image, present][:, None] - usual[present]) ** 2)
         for k in np.flatnonzero(abs(off[image]) > limit):
             place = classes[present[taken[np.searchsorted(present, k)]]]

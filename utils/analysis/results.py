@@ -34,7 +34,7 @@ class Scores:
     """The out-of-fold Dice of one model or ensemble.
 
     name: `<run>/<member>`. run: the run's folder. dice: images × classes, in [0, 1]. images: with the same index
-    (image_name), ID (person), bent (bool: the person has a bent wrist) and fold. tta: with test-time augmentation, as
+    (image_name), ID (person), bent (bool, of the person) and fold. tta: with test-time augmentation, as
     notebook 04 measured it; False: the validation of notebook 03 or 02.
     """
 

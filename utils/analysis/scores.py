@@ -1,4 +1,4 @@
-"""Judge one result: Dice with intervals, by wrist and re-weighted to the test images, and the outlines' distances."""
+"""Judge one result: Dice with intervals, by stratum and re-weighted to the test images, and the outlines' distances."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,19 +10,20 @@ import pandas as pd
 from utils.analysis.results import Scores
 from utils.data.significance import Estimate, bootstrap
 from utils.files import cores
+from utils.hand.bend import BENT, STRAIGHT
 from utils.masks.surface import Distances, surface_distances
 
 if TYPE_CHECKING:  # it imports torch, which the command line does without
     from utils.data.cache import Cache
 
 NO_DISTANCES: Mapping[str, pd.DataFrame] = {}
-ALL, STRAIGHT, BENT, REWEIGHTED = "all images", "straight wrists", "bent wrists", "re-weighted"
+ALL, REWEIGHTED = "all images", "re-weighted"
 
 
 def summary(scores: Scores, bent_share: float = float("nan")) -> pd.DataFrame:
-    """Mean Dice with its 95 % interval by person, on all images, by wrist, and re-weighted to the test images.
+    """Mean Dice with its 95 % interval by person, on all, straight and bent images, and re-weighted to the test set.
 
-    bent_share: share (0 to 1) of test images with a bent wrist; NaN if unknown. Index: ALL; STRAIGHT and BENT if there
+    bent_share: share (0 to 1) of test images that are bent; NaN if unknown. Index: ALL; STRAIGHT and BENT if there
     are both; REWEIGHTED if bent_share is known too: the Dice to expect on images of which this share is bent.
     Columns: images, people, dice, low, high.
     """
@@ -56,7 +57,7 @@ def by_class(
 ) -> pd.DataFrame:
     """One row per class, in order: dice, low, high (95 % by person), straight, bent, re-weighted, hd95, msd.
 
-    Columns that can't be known (no bent wrists, no bent_share, no distances) are left out. hd95, msd: means over the
+    Columns that can't be known (nothing bent, no bent_share, no distances) are left out. hd95, msd: means over the
     images of `distances`, see `distance_tables`, in pixels.
     """
     dice, people = scores.dice, scores.images["ID"].to_numpy()

@@ -13,7 +13,7 @@ import shapely
 from utils.data.cache import read_image
 from utils.data.competition import read_annotation
 from utils.files import cores
-from utils.hand.bend import BENT_DEGREES, wrist_angle
+from utils.hand.bend import ANGLE, BENT_DEGREES, angle_of
 from utils.hand.sides import hand_sides
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
@@ -30,8 +30,8 @@ class Survey:
     """The measurements of all images and annotations of a data set.
 
     images: the index's rows with grey_mean, grey_std, grey_low and grey_high (1st and 99th percentile), colour (bool);
-    for annotated ones labelled and multi_label (shares of the pixels with at least one and two classes), wrist_angle
-    (degrees), bent, and side ("R", "L", "" without fingers).
+    for annotated ones labelled and multi_label (shares of the pixels with at least one and two classes), the ANGLE
+    of `hand.bend` (degrees), bent, and side ("R", "L", "" without fingers).
     bones: one row per annotated image and class that is present: image_name, ID, class, area (pixels), x, y (centroid),
     top, left, bottom, right (pixels, the last two exclusive), polygons, pieces and holes of the drawn mask, crossing
     (see `crossing_loop`), kept_smaller and kept_first (Dice of the mask
@@ -66,7 +66,7 @@ def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads
         _part(density[number], patch)[:] += patch[0]
     density /= 255 * max(1, int((table["annotation"] != "").sum()))
     images = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
-    images["bent"] = images["wrist_angle"].abs() > BENT_DEGREES
+    images["bent"] = images[ANGLE].abs() > BENT_DEGREES
     sides = hand_sides(bones)[0].map({1: "R", -1: "L"})
     images["side"] = sides.reindex(images["image_name"]).fillna("").to_numpy()
     return Survey(classes, images, bones, pairs, density, np.array(histograms))
@@ -88,7 +88,7 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
     measured = {**_grey_statistics(counts), "colour": pixels.ndim == 3}
     histogram = counts.reshape(BINS, -1).sum(axis=1) / counts.sum()
     if not row.annotation:
-        return measured | dict.fromkeys(("labelled", "multi_label", "wrist_angle"), np.nan), [], [], {}, histogram
+        return measured | dict.fromkeys(("labelled", "multi_label", ANGLE), np.nan), [], [], {}, histogram
     polygons = read_annotation(row.annotation, classes, size)
     drawn = {n: patch for n, name in enumerate(classes) if (patch := draw_region(polygons[name], size))[0].any()}
     areas = {number: int(np.count_nonzero(mask)) for number, (mask, _) in drawn.items()}
@@ -111,7 +111,7 @@ def _measure(row: tuple, classes: list[str], grid: int) -> tuple[dict, list, lis
         _part(depth, patch)[:] += patch[0]
     measured["labelled"] = np.count_nonzero(depth) / depth.size
     measured["multi_label"] = np.count_nonzero(depth > 1) / depth.size
-    measured["wrist_angle"] = wrist_angle(polygons)
+    measured[ANGLE] = angle_of(polygons)
     shared = [
         (row.image_name, classes[a], classes[b], both, both / (areas[a] + areas[b] - both))
         for a, b, both in _overlaps(drawn)

@@ -146,6 +146,11 @@ class Ensemble(Submitting):
     postprocess_gains: dict[str, Score] = {}
     versions: dict[str, str] = {}
 
+    @property
+    def all_models(self) -> dict[str, dict[str, Any]]:
+        """Those that voted, and those that refine one of them."""
+        return self.models | self.wrist_stages
+
 
 class Zoo(Record):
     """Every architecture's cost and Dice after the same short training. cam: Dice and hits of class activation maps."""
@@ -171,6 +176,11 @@ class Analysis(Record):
     wrists: str | None = None
     suspicious_images: Count = 0
     verdicts: list[str] = []
+
+    @property
+    def weighting(self) -> str:
+        """How the score was weighted again, as a sentence."""
+        return self.wrists or ""
 
 
 class Instances(OfFoldModel):

@@ -13,7 +13,7 @@ ELASTIC_GRID = 6
 COARSE = 8
 """Only every so many rows and columns are looked at to find about where a bone goes."""
 LIMIT = np.radians(45)
-"""No joint is bent further than this, its own bend included; it is about as far as wrists go."""
+"""No joint is bent further than this, its own bend included; it is about as far as hands go."""
 
 
 def transform_matrix(grid: tuple[int, int], angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:

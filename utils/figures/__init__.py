@@ -11,6 +11,6 @@ from utils.figures.comparisons import (
     instance_scores,
 )
 from utils.figures.detections import activations, instance_overlays
-from utils.figures.eda import argmax_losses, body, class_areas, exposure, fold_sizes, overlap_matrix, wrists
+from utils.figures.eda import argmax_losses, bends, body, class_areas, exposure, fold_sizes, overlap_matrix
 from utils.figures.overlays import batch, density_maps, errors, overlay, overlays, picture_items
 from utils.figures.style import DPI, class_colours, save

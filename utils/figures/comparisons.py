@@ -14,6 +14,7 @@ from utils.analysis.comparison import Comparison
 from utils.figures.charts import KINDS
 from utils.figures.overlays import halo
 from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+from utils.hand.bend import BENT, STRAIGHT
 
 BETTER, WORSE = PALETTE[2], PALETTE[3]
 FAMILY_COLOURS = (*PALETTE[:6], "#8E5BD0", SOFT, INK)
@@ -22,7 +23,7 @@ WIDE = 0.03
 
 
 def class_scores(table: pd.DataFrame) -> Figure:
-    """Dice of each class with its interval, on straight and bent wrists if known; beside it the distance of the
+    """Dice of each class with its interval, on straight and bent images if known; beside it the distance of the
     outlines if it was measured: HD95 (bar) and the mean (dot).
 
     table: one row per class with the columns of `utils.analysis.scores.by_class`.
@@ -35,7 +36,7 @@ def class_scores(table: pd.DataFrame) -> Figure:
     axes[0].scatter(table["dice"], rows, s=26, color=shown, edgecolor=INK, linewidths=0.6, zorder=3, label="all images")
     for column, marker in (("straight", "|"), ("bent", "x")):
         if column in table:
-            label = f"{column} wrists"
+            label = {"straight": STRAIGHT, "bent": BENT}[column]
             axes[0].scatter(table[column], rows, s=30, marker=marker, color=INK, linewidths=1.1, zorder=4, label=label)
     title = f"mean {table['dice'].mean():.4f}"
     describe(axes[0], title, "Dice: mean (dot) with its 95 % interval (bar)", grid="x", rows=table.index)
@@ -73,7 +74,7 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
 def ablation(found: Ablation) -> Figure:
     """The difference of each technique from the base, with its 95 % interval; green: better, red: worse, grey: neither.
 
-    The band is how far trainings of the base lie apart by their seeds alone; a cross is the difference on bent wrists.
+    The band is how far trainings of the base lie apart by their seeds alone; a cross is the difference on bent images.
     """
     table = found.table
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.5 + 0.25 * len(table))
@@ -84,7 +85,7 @@ def ablation(found: Ablation) -> Figure:
     ax.hlines(rows, table["low"], table["high"], color=colours, linewidth=5, alpha=0.5)
     ax.scatter(table["difference"], rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3)
     if table["bent"].notna().any():
-        ax.scatter(table["bent"], rows, s=22, marker="x", color=INK, linewidths=1, zorder=4, label="bent wrists")
+        ax.scatter(table["bent"], rows, s=22, marker="x", color=INK, linewidths=1, zorder=4, label=BENT)
     ax.axvline(0, color=INK, linewidth=1)
     text = f"out-of-fold Dice minus that of {found.base} ({found.dice:.4f}), with its 95 % interval"
     describe(ax, x=text, grid="x", rows=table["technique"])

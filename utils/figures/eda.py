@@ -94,7 +94,7 @@ def body(sizes: pd.DataFrame) -> Figure:
     return figure
 
 
-def wrists(found: Survey) -> Figure:
+def bends(found: Survey) -> Figure:
     """Histogram of the wrists' angles (degrees) in the annotated images; beyond the dashed lines they count as bent."""
     angles = found.images["wrist_angle"].dropna()
     reach = max(1.05 * float(angles.abs().max()), BENT_DEGREES + 3)

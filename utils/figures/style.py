@@ -24,7 +24,18 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F
 INK, SOFT, LINE = "#1d2733", "#6b7a8a", "#dde3ea"
 RAYS = ("#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
 """One hue per finger, thumb first; the bones of a finger go from light (tip) to dark (metacarpal)."""
-WRIST = ("#F0E442", "#5AA2D6", "#B8A800", "#A9D0EE", "#2F7FBF", "#F7F0A0", "#7DB8E0", "#D9C400", "#C98BFF", "#8E5BD0")
+CARPALS_AND_ARM = (
+    "#F0E442",
+    "#5AA2D6",
+    "#B8A800",
+    "#A9D0EE",
+    "#2F7FBF",
+    "#F7F0A0",
+    "#7DB8E0",
+    "#D9C400",
+    "#C98BFF",
+    "#8E5BD0",
+)
 """Carpals in yellows and blues so that neighbours differ; Radius and Ulna violet."""
 
 
@@ -86,7 +97,7 @@ def readable(colour: tuple[float, float, float]) -> tuple[float, float, float]:
 def _bone_colours() -> dict[str, tuple[float, float, float]]:
     steps = (0.6, 0.3, 0.0, -0.28)
     rays = [(hue, step) for number, hue in enumerate(RAYS) for step in (steps if number else steps[:3])]
-    return dict(zip(HAND_BONES, [*(_shade(*ray) for ray in rays), *map(to_rgb, WRIST)], strict=True))
+    return dict(zip(HAND_BONES, [*(_shade(*ray) for ray in rays), *map(to_rgb, CARPALS_AND_ARM)], strict=True))
 
 
 def _shade(colour: str, step: float) -> tuple[float, float, float]:

@@ -12,6 +12,8 @@ from utils.hand.bones import CARPALS, FOREARM, MIDDLE_METACARPAL, small_bones
 from utils.masks import rle
 from utils.masks.sparse import Patches, moments
 
+ANGLE = "wrist_angle"
+"""The column of a table that holds the angle, degrees."""
 BENT_DEGREES = 12.0
 """A wrist counts as bent when hand and forearm differ by more than this."""
 MEASURED = (*FOREARM, MIDDLE_METACARPAL)
@@ -26,7 +28,7 @@ TRUSTED = 0.85
 Polygons = dict[str, list[np.ndarray]]
 
 
-def wrist_angle(polygons: Polygons) -> float:
+def angle_of(polygons: Polygons) -> float:
     """Angle in degrees between forearm and hand, 0 for a straight wrist; positive bends turn clockwise on screen.
 
     As radiologists measure it: between the long axis of the middle metacarpal and the mean of those of Radius and Ulna.
@@ -51,7 +53,7 @@ def _long_axis(points: np.ndarray, towards: np.ndarray) -> np.ndarray:
 
 def is_bent(polygons: Polygons) -> bool:
     """Whether the polygons of an image show a wrist that is bent by more than BENT_DEGREES."""
-    return abs(wrist_angle(polygons)) > BENT_DEGREES
+    return abs(angle_of(polygons)) > BENT_DEGREES
 
 
 def stratum(classes: Sequence[str]) -> Callable[[Polygons], bool] | None:
@@ -59,13 +61,13 @@ def stratum(classes: Sequence[str]) -> Callable[[Polygons], bool] | None:
     return is_bent if set(MEASURED) <= set(classes) else None
 
 
-def masks_wrist_angle(masks: dict[str, str], size: tuple[int, int]) -> float:
-    """`wrist_angle` of masks (full-size RLE by class) instead of polygons, in degrees.
+def angle_of_masks(masks: dict[str, str], size: tuple[int, int]) -> float:
+    """`angle_of` of masks (full-size RLE by class) instead of polygons, in degrees.
 
     Of each bone the largest piece counts, because predictions can have false pixels elsewhere. NaN if one of the three
     bones is missing or empty. `size`: the image's (H, W).
     """
-    return wrist_angle({name: _largest_outline(masks.get(name, ""), size) for name in MEASURED})
+    return angle_of({name: _largest_outline(masks.get(name, ""), size) for name in MEASURED})
 
 
 def _largest_outline(text: str, size: tuple[int, int]) -> list[np.ndarray]:
@@ -93,10 +95,8 @@ def bent_wrists(submission: str | Path, images: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["class"].isin(MEASURED)]
     masks = {name: dict(zip(group["class"], group["rle"], strict=True)) for name, group in rows.groupby("image_name")}
     table = images[images["image_name"].isin(masks)][["ID", "image_name", "height", "width"]].reset_index(drop=True)
-    table["wrist_angle"] = [
-        masks_wrist_angle(masks[row.image_name], (row.height, row.width)) for row in table.itertuples()
-    ]
-    bent = (table["wrist_angle"].abs() > BENT_DEGREES).groupby(table["ID"]).transform("any")
+    table[ANGLE] = [angle_of_masks(masks[row.image_name], (row.height, row.width)) for row in table.itertuples()]
+    bent = (table[ANGLE].abs() > BENT_DEGREES).groupby(table["ID"]).transform("any")
     return table.drop(columns=["height", "width"]).assign(bent=bent)
 
 
@@ -128,7 +128,7 @@ def bent_share(share: float, submission: str | Path, images: pd.DataFrame, dice:
     if dice[worst] < TRUSTED:
         need = f"measuring wrists takes {TRUSTED:g}; or give bent_share"
         return float("nan"), f"not re-weighted: {worst} is predicted with Dice {dice[worst]:.2f}, and {need}"
-    wrists = bent_wrists(submission, images).dropna(subset=["wrist_angle"])
+    wrists = bent_wrists(submission, images).dropna(subset=[ANGLE])
     if wrists.empty:
         return float("nan"), "not re-weighted: no predicted mask shows a wrist"
     share = float(wrists["bent"].mean())

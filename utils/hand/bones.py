@@ -12,6 +12,8 @@ HAND_BONES = (
 """The 29 classes in the competition's order. Finger bones count from the thumb outwards, tip first."""
 CARPALS, FOREARM = HAND_BONES[19:27], HAND_BONES[27:]
 MIDDLE_METACARPAL = "finger-11"
+PARAMETER = "wrist_of"
+"""The parameter of notebook 03 that names the model of which another one refines the `small_bones`."""
 
 
 def small_bones(classes: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def open_fold_model(
 
     stores = [store("oof"), store("test")]
     if config.refines:
-        stores = [RefinedStore(s.folder, store(s.folder.name, config.wrist_of), config) for s in stores]
+        stores = [RefinedStore(s.folder, store(s.folder.name, config.first), config) for s in stores]
     return FoldModel(model, fold, *stores, config)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from utils.data.records import NAME, Prediction
 from utils.data.windows import Windows, corner_around
 from utils.files import read_json, resolve, shown
+from utils.hand.bones import PARAMETER
 from utils.inference.probabilities import ProbabilityStore, Stored, quantised
 from utils.masks.sparse import Patch, SparseMaps
 from utils.models.base import ModelError
@@ -118,34 +119,34 @@ def _times(patch: Patch, shares: list[np.ndarray], slope: float, offset: float) 
     return np.rint(values * (offset + slope * np.outer(rows, columns))).astype(values.dtype), (top, left)
 
 
-def open_first(output_dir: str | Path, wrist_of: str, fold: int, people: Sequence[str]) -> tuple[Path, Config]:
+def open_first(output_dir: str | Path, first: str, fold: int, people: Sequence[str]) -> tuple[Path, Config]:
     """The predictions' folder and the config of the fold model that another one refines.
 
     people: those of the fold's validation images.
 
     Raises:
         FileNotFoundError: if its predictions are not finished.
-        ModelError: if it was trained on somebody of `people`, is a wrist stage itself, or has been trained again since
+        ModelError: if it was trained on somebody of `people`, refines another itself, or has been trained again since
             it predicted.
     """
-    step, place = Prediction.notebook, Path(wrist_of, f"fold{fold}")
+    step, place = Prediction.notebook, Path(first, f"fold{fold}")
     predictions, checkpoint = (resolve(output_dir) / name / place for name in (step, Prediction.checkpoint_of))
     if not (predictions / NAME).exists():
         raise FileNotFoundError(
-            f"wrist_of = {wrist_of}: no finished predictions in {shown(predictions)}: run {step} with "
-            f"-p model {wrist_of} -p fold {fold} first"
+            f"{PARAMETER} = {first}: no finished predictions in {shown(predictions)}: run {step} with "
+            f"-p model {first} -p fold {fold} first"
         )
     config = read_config(checkpoint / "best")
     if config.refines:
         raise ModelError(
-            f"wrist_of = {wrist_of}: that is a wrist stage itself; name {config.wrist_of}, which it refines"
+            f"{PARAMETER} = {first}: that one refines another itself; name {config.first}, which it refines"
         )
     digest = file_sha256(checkpoint / "best" / WEIGHTS)
     if any(read_json(predictions / split / "store.json", {}).get("weights") != digest for split in ("oof", "test")):
         raise ModelError(
-            f"wrist_of = {wrist_of}: {shown(predictions)} was predicted with other weights than those in "
-            f"{shown(checkpoint)}: run {step} with -p model {wrist_of} -p fold {fold} again"
+            f"{PARAMETER} = {first}: {shown(predictions)} was predicted with other weights than those in "
+            f"{shown(checkpoint)}: run {step} with -p model {first} -p fold {fold} again"
         )
-    advice = f"Train {wrist_of} with -p fold {fold} in this run, then predict with it"
-    check_unseen(config, people, f"wrist_of = {wrist_of}: {shown(checkpoint)}", advice)
+    advice = f"Train {first} with -p fold {fold} in this run, then predict with it"
+    check_unseen(config, people, f"{PARAMETER} = {first}: {shown(checkpoint)}", advice)
     return predictions, config

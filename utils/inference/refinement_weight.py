@@ -12,6 +12,7 @@ import torch
 from utils.data.cache import Cache
 from utils.data.significance import LEVEL, sign_flip_p
 from utils.hand.bend import BENT
+from utils.hand.bones import PARAMETER
 from utils.inference.ensemble import FoldModel, find_fold_models, soft_vote
 from utils.inference.in_order import in_order
 from utils.inference.probabilities import Stored
@@ -65,7 +66,7 @@ class Stage:
     def summary(self) -> dict[str, Any]:
         """What metrics.json says about it."""
         gains = {"overall": asdict(self.overall), "bent": asdict(self.bent)}
-        return {"wrist_of": self.first, "weight": self.weight, "carpals": self.dice, **gains}
+        return {PARAMETER: self.first, "weight": self.weight, "carpals": self.dice, **gains}
 
     def __str__(self) -> str:
         """One line for people."""
@@ -136,14 +137,14 @@ def judge_stages(
     """
     there, stages = {(m.model, m.fold) for m in fold_models}, {}
     for m in find_fold_models(output_dir, stages=True):
-        if (m.config.wrist_of, m.fold) in there:
+        if (m.config.first, m.fold) in there:
             stages.setdefault(m.model, []).append(m)
     found = []
     for model, stage in stages.items():
         rows = folds[folds["fold"].isin([m.fold for m in stage])]
         if len(rows):
             dice = refined_dice(stage, dict(zip(rows["image_name"], rows["fold"], strict=True)), cache, threshold)
-            found.append(judge(model, stage[0].config.wrist_of, dice, rows, len(cache.classes)))
+            found.append(judge(model, stage[0].config.first, dice, rows, len(cache.classes)))
     return sorted(found, key=lambda stage: -stage.overall.mean)
 
 
@@ -156,7 +157,7 @@ def refine(output_dir: str | Path, fold_models: Sequence[FoldModel], weights: Ma
     refined = {(m.model, m.fold): m for m in fold_models}
     for name, weight in reversed(list(weights.items())):
         for stage in find_fold_models(output_dir, [name]) if weight else ():
-            first = stage.config.wrist_of, stage.fold
+            first = stage.config.first, stage.fold
             if first in refined:
                 people = sorted({*refined[first].config.people, *stage.config.people})
                 config = replace(refined[first].config, people=people)

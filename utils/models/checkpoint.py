@@ -51,7 +51,7 @@ class Config:
     precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
     each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
     hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
-    on the held-out fold, of a wrist stage that of the refined classes; None without one.
+    on the held-out fold, of a model that refines another that of its classes; None without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -77,6 +77,11 @@ class Config:
     epoch: int = 0
     score: float | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    @property
+    def first(self) -> str:
+        """The model that it refines, "" for none."""
+        return self.wrist_of
 
     @property
     def refined_numbers(self) -> list[int]:

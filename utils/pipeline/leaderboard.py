@@ -30,8 +30,8 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
 
     Columns: kind, model, fold (Int64); val_dice: mean Dice at full size on the fold's images, without test-time
     augmentation (TTA), as training measured it; oof_dice: out-of-fold Dice, with TTA; test_dice: Dice on the test
-    images if the data has a solution.csv; weight: of the model in the ensemble, of a wrist stage beside its first model
-    (0: off); minutes: training and inference.
+    images if the data has a solution.csv; weight: of the model in the ensemble, or beside the one it refines (0:
+    off); minutes: training and inference.
     Scores are in [0, 1], and NaN if a step has not ended or has no such score. `run` is the run's folder.
     """
     run = Path(run)
@@ -42,7 +42,7 @@ def read_leaderboard(run: str | Path) -> pd.DataFrame:
     minutes = fold_models.groupby("model")["minutes"].sum()
     rows = fold_models.to_dict("records")
     if ensemble := read_record(run / Ensemble.notebook, Ensemble):
-        shown = ensemble.models | ensemble.wrist_stages
+        shown = ensemble.all_models
         rows += [
             {**found, "kind": "model", "model": name, "minutes": minutes.get(name, 0)} for name, found in shown.items()
         ]

@@ -29,7 +29,7 @@ def find_chains(models: dict[str, dict[str, Any]], problems: list[str]) -> dict[
     return chains
 
 
-def find_wrist_stages(
+def find_stages(
     models: dict[str, dict[str, Any]],
     shared: dict[str, dict[str, Any]],
     chains: dict[str, list[str]],

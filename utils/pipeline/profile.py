@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from utils.files import ROOT, Problems, resolve, shown, unknown
 from utils.params import OWN, Parameter, ParameterError, check_values, declared, load_yaml
-from utils.pipeline.model_order import check_votes, find_chains, find_wrist_stages, is_voter
+from utils.pipeline.model_order import check_votes, find_chains, find_stages, is_voter
 from utils.pipeline.open_run import nested_problems
 from utils.pipeline.steps import PREDICT, ROWS, TRAIN, Row, Step
 
@@ -134,7 +134,7 @@ def steps(path: str | Path, run: str, data_dir: str) -> list[Step]:
         twice = [name for name in getattr(profile, section) if name in profile.models]
         problems += [f"{section}.{name}: there is a model of this name" for name in twice]
     shared = {"parameters": profile.parameters, TRAIN.section: profile.train}
-    stages = find_wrist_stages(profile.models, shared, chains, problems)
+    stages = find_stages(profile.models, shared, chains, problems)
     problems += check_votes(profile.models, any(getattr(profile, s) for s in others), chains, stages)
     if problems:
         raise ProfileError(path, problems)

@@ -107,7 +107,7 @@ def _analysis(run: Path) -> str:
     table = tabulate(scores, "keys", "html", showindex=False, floatfmt=".4f", missingval="", colalign=align)
     verdicts = "".join(f"<li>{html.escape(text)}</li>" for text in found.verdicts)
     title = f"<h2>Out-of-fold Dice of {html.escape(found.result)}</h2>"
-    return f'{title}<div class="leaderboard">{table}</div><p>{html.escape(found.wrists)}</p><ul>{verdicts}</ul>'
+    return f'{title}<div class="leaderboard">{table}</div><p>{html.escape(found.weighting)}</p><ul>{verdicts}</ul>'
 
 
 def _card(run: Path, name: str, page: str, notebook: Path) -> str:

@@ -44,11 +44,11 @@ def _bar(start: np.ndarray, end: np.ndarray, half: np.ndarray) -> np.ndarray:
 
 
 def _bandage(attenuation: np.ndarray, hand: Hand, grid: Raster, rng: np.random.Generator) -> None:
-    """Oblique turns of a bandage around the wrist or a finger."""
-    wrist = rng.random() < 0.5
-    base, along, across, length = _frame(hand, "Radius" if wrist else rng.choice(FINGERS))
-    half, width = (34 if wrist else 11) * hand.mm, (14 if wrist else 7) * hand.mm
-    middle = base + along * (length - 20 * hand.mm if wrist else length * 0.5)
+    """Oblique turns of a bandage around the forearm or a finger."""
+    arm = rng.random() < 0.5
+    base, along, across, length = _frame(hand, "Radius" if arm else rng.choice(FINGERS))
+    half, width = (34 if arm else 11) * hand.mm, (14 if arm else 7) * hand.mm
+    middle = base + along * (length - 20 * hand.mm if arm else length * 0.5)
     for turn in range(-2, 3):
         centre = middle + along * turn * width * 0.6
         side = across * half + along * width * rng.uniform(0.3, 0.5) * (1 if turn % 2 else -1)

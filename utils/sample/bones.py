@@ -213,7 +213,7 @@ def _add_sesamoids(hand: Hand, base: np.ndarray, angle: float, length: float, rn
 
 def add_carpals(hand: Hand, vary: Variation, names: tuple[str, ...], stretch: float = 1.0) -> None:
     """Add the carpal bones `names`. `stretch` scales the length of the scaphoid, which looks shorter or longer in a
-    bent wrist; 1 leaves it as it is."""
+    bent hand; 1 leaves it as it is."""
     for name in names:
         control = np.array(CARPALS[name], dtype=float)
         centre = control.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Make a person, and one of their hands in the image: bent at the wrist, rotated, scaled, placed, collimated.
+"""Make a person, and one of their hands in the image: bent sideways, rotated, scaled, placed, collimated.
 
 Image coordinates are in image widths: x from 0 to 1 to the right, y from 0 to 1 downwards.
 """
@@ -19,7 +19,7 @@ SCALE = 6.4 / 2048
 class Person:
     """What both hands of a person share.
 
-    sex: "F" or "M"; age: years. wrist: degrees by which the hands are bent towards the little finger (positive) or the
+    sex: "F" or "M"; age: years. bend: degrees by which the hands are bent towards the little finger (positive) or the
     thumb (negative). shape: seed of the person's bone shapes.
     """
 
@@ -29,14 +29,14 @@ class Person:
     weight_kg: int
     nail_art: bool
     ring: bool
-    wrist: float
+    bend: float
     shape: tuple[int, ...]
 
 
 def make_person(seed: tuple[int, ...], bent: bool) -> Person:
     """A random person: 19 to 69 years, 42 to 118 kg, with the usual relation of sex, height and weight.
 
-    `bent`: whether the wrists are bent sideways by a large angle.
+    `bent`: whether they are bent sideways by a large angle.
     """
     rng = np.random.default_rng(seed)
     male = rng.random() < 262 / 550
@@ -44,30 +44,30 @@ def make_person(seed: tuple[int, ...], bent: bool) -> Person:
     mass_index = normal(rng, 24.2 if male else 22.0, 2.9)
     nail_art, ring = rng.random() < (0.02 if male else 0.16), rng.random() < 0.08
     age = int(np.clip(19 + rng.gamma(2.2, 9.0), 19, 69))
-    wrist = normal(rng, 0.5, 2.3)
+    bend = normal(rng, 0.5, 2.3)
     if bent:
-        wrist = normal(rng, 26, 2.8) if rng.random() < 0.75 else -normal(rng, 21, 1.8)
+        bend = normal(rng, 26, 2.8) if rng.random() < 0.75 else -normal(rng, 21, 1.8)
     weight = int(np.clip(mass_index * (height / 100) ** 2, 42, 118))
-    return Person("M" if male else "F", age, round(height), weight, nail_art, ring, wrist, (*seed, 1))
+    return Person("M" if male else "F", age, round(height), weight, nail_art, ring, bend, (*seed, 1))
 
 
 def make_hand(person: Person, rng: np.random.Generator, side: str) -> Hand:
     """A hand of `person` in a random pose, in image coordinates; on `side` "R" the thumb is on the image's left."""
     vary = Variation(person.shape, rng)
-    wrist = person.wrist + normal(rng, 0, 1.6)
+    bend = person.bend + normal(rng, 0, 1.6)
     hand, row, arm = Hand(), Hand(), Hand()
     bones.add_digits(hand, vary, rng)
     bones.add_carpals(hand, vary, bones.DISTAL_ROW)
-    hand.move(lambda points: turn(points, wrist, (0.5, 5)))
-    bones.add_carpals(row, vary, bones.PROXIMAL_ROW, stretch=1 + 0.008 * wrist)
-    row.move(lambda points: turn(points, 0.55 * wrist, (1, -5)) - np.array([0.03 * wrist, 0]))
+    hand.move(lambda points: turn(points, bend, (0.5, 5)))
+    bones.add_carpals(row, vary, bones.PROXIMAL_ROW, stretch=1 + 0.008 * bend)
+    row.move(lambda points: turn(points, 0.55 * bend, (1, -5)) - np.array([0.03 * bend, 0]))
     bones.add_forearm(arm, vary)
     for part in (row, arm):
         hand.outlines |= part.outlines
         hand.axes |= part.axes
         hand.flesh += part.flesh
     hand.outlines = {name: hand.outlines[name] for name in HAND_BONES}
-    tilt = float(np.clip(normal(rng, 0, 5) - rng.uniform(0, 1) * wrist, -30, 30))
+    tilt = float(np.clip(normal(rng, 0, 5) - rng.uniform(0, 1) * bend, -30, 30))
     size = (person.height_cm / 167) ** 0.9 * (1.01 if person.sex == "M" else 0.99) * (1 + vary(0.025))
     hand.mm = SCALE * float(np.clip(size, 0.84, 1.18))
     hand.move(lambda points: turn(points, tilt) * (hand.mm, -hand.mm))

@@ -66,10 +66,10 @@ def soft_tissue(hand: Hand, grid: Raster) -> np.ndarray:
             _capsule(mask, a, b, ra, rb)
     palm = [hand.axes[f"finger-{i}"] for i in (3, 7, 11, 15, 19)]
     heads = [palm[0][0] + 0.75 * (palm[0][1] - palm[0][0]), *(axis[1] for axis in palm[1:])]
-    wrist = [hand.outlines["Triquetrum"].mean(axis=0), hand.outlines["Scaphoid"].mean(axis=0)]
+    base = [hand.outlines["Triquetrum"].mean(axis=0), hand.outlines["Scaphoid"].mean(axis=0)]
     web = heads[0] * 0.3 + (palm[1][0] * 0.35 + palm[1][1] * 0.65) * 0.7
-    fill(mask, grid.pixels(np.array([heads[0], web, *heads[1:], palm[4][0], *wrist])))
-    for a, b in ((wrist[0], palm[4][0]), (wrist[1], palm[0][0]), (wrist[0], wrist[1])):
+    fill(mask, grid.pixels(np.array([heads[0], web, *heads[1:], palm[4][0], *base])))
+    for a, b in ((base[0], palm[4][0]), (base[1], palm[0][0]), (base[0], base[1])):
         _capsule(mask, grid.pixels(a), grid.pixels(b), 11.5 * grid.mm, 11.5 * grid.mm)
     edge = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0 * grid.mm)
     depth = cv2.distanceTransform((edge > 122).astype(np.uint8), cv2.DIST_L2, 5) / grid.mm

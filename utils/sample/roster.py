@@ -10,9 +10,9 @@ import numpy as np
 from utils.sample.hand import Person, make_person
 
 BENT = {"train": 0.11, "test": 0.57}
-"""Share of people whose wrists are bent sideways, per split."""
+"""Share of people whose hands are bent sideways, per split."""
 BENT_IDS = range(274, 322)
-"""IDs of the training people with bent wrists, as in the real data."""
+"""IDs of the training people with bent hands, as in the real data."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def roster(train_people: int, test_people: int, seed: int) -> list[SampleImage]:
 
 
 def _is_bent(split: str, person: int) -> bool:
-    """Whether this person's wrists are bent: evenly spread, so that any number of people has the right share."""
+    """Whether this person's hands are bent: evenly spread, so that any number of people has the right share."""
     return int((person + 1) * BENT[split] + 0.5) > int(person * BENT[split] + 0.5)
 
 
