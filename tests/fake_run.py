@@ -18,6 +18,7 @@ data_dir: str = ""  # data
 output_dir: str = "outputs/try"  # run
 n_folds: int = 5  # folds
 plugins: list = []  # files
+label_fixes: str = ""  # file
 """
 OF_FOLD = COMMON + 'model: str = ""  # name\nfold: int = 0  # fold\n'
 TRAINING = """
@@ -132,13 +133,18 @@ def make_repository(root: Path, try_parts: bool = False) -> Path:
     shutil.copy(ROOT / "notebooks" / "Snakefile", root / "notebooks")
     (root / "notebooks" / "profiles" / "quick.yaml").write_text(PROFILE)
     for name, (parameters, step, work) in NOTEBOOKS.items():
-        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters.strip())]
-        cells += [nbformat.v4.new_code_cell(text.strip()) for text in (step + BODY, work, END)]
-        cells[1].metadata["tags"] = ["parameters"]
-        book = nbformat.v4.new_notebook(cells=cells)
-        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(book, root / "notebooks" / f"{name}.ipynb")
+        add_notebook(root, name, parameters, step, work)
     return root
+
+
+def add_notebook(root: Path, name: str, parameters: str, step: str, work: str) -> None:
+    """Write a quick notebook: its parameters cell, what sets STEP, and what sets the scores that it hands on."""
+    cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters.strip())]
+    cells += [nbformat.v4.new_code_cell(text.strip()) for text in (step + BODY, work, END)]
+    cells[1].metadata["tags"] = ["parameters"]
+    book = nbformat.v4.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, root / "notebooks" / f"{name}.ipynb")
 
 
 def make_data(folder: Path) -> Path:

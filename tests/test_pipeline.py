@@ -15,7 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from tests.fake_run import FakeRun, make_data
+from tests.fake_run import COMMON, OF_FOLD, FakeRun, add_notebook, make_data
 from utils.files import ROOT, read_json, write_json
 from utils.pipeline import changes, profile
 from utils.pipeline.leaderboard import as_text, read_leaderboard, show_leaderboard
@@ -283,6 +283,97 @@ def test_a_changed_parameter_or_notebook_reruns_what_depends_on_it(fake):
     assert planned == sorted(new) == ["01_eda", "04_inference_tta/thin/fold0", "05_ensemble"]
 
 
+PROFILE = "notebooks/profiles/quick.yaml"
+TRAINING, PREDICTION = "03_train/thin/fold0", "04_inference_tta/thin/fold0"
+EVERYTHING = ["01_eda", TRAINING, PREDICTION, "05_ensemble"]
+
+
+def result_of(fake, step, **changed):
+    path = fake.run / step / "metrics.json"
+    write_json(path, read_json(path) | changed)
+
+
+def write_fixes(fake, reason):
+    fix = f"- {{image: ID001/imageID001, why: {reason}, drop_polygons: [bone]}}\n"
+    (fake.root / "fixes.yaml").write_text(fix)
+    text = (fake.root / PROFILE).read_text()
+    if "label_fixes" not in text:
+        fake.edit(PROFILE, "{n_folds: 2}", "{n_folds: 2, label_fixes: fixes.yaml}")
+
+
+CHANGES = {
+    "a parameter": (lambda f: f.edit(PROFILE, "tta: hflip", "tta: none"), EVERYTHING[2:], "its parameters changed"),
+    "one without effect": (lambda f: f.edit(PROFILE, "epochs: 6,", "epochs: 6, num_workers: 1,"), [], ""),
+    "a data file": (lambda f: os.utime(next(f.data.glob("test/DCM/*/*.png")), (1, 1)), EVERYTHING, "the data changed"),
+    "label fixes": (lambda f: write_fixes(f, "wrong"), EVERYTHING, "its parameters, the data changed"),
+    "a notebook": (
+        lambda f: f.edit("notebooks/05_ensemble.ipynb", "0.92", "0.93"),
+        EVERYTHING[3:],
+        "the notebook changed",
+    ),
+    "an earlier result": (lambda f: result_of(f, TRAINING, val_dice=0.5), EVERYTHING[2:], f"{TRAINING} changed"),
+    "a result that is gone": (lambda f: (f.run / PREDICTION / "metrics.json").unlink(), EVERYTHING[2:], "did not end"),
+    "one made by somebody else": (lambda f: (f.run / TRAINING / "inputs.json").unlink(), EVERYTHING[1:], "nobody"),
+    "the submission": (
+        lambda f: (f.root / "submissions" / "quick-the data.csv").unlink(),
+        EVERYTHING[3:],
+        "submissions/quick-the data.csv is missing",
+    ),
+    "folds": (
+        lambda f: f.edit(PROFILE, "folds: [0]", "folds: [0, 1]"),
+        ["03_train/thin/fold1", "04_inference_tta/thin/fold1", "05_ensemble"],
+        "it has no result yet",
+    ),
+}
+REALLY_RUN = ("an earlier result", "a result that is gone", "folds")
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_dry_run_hours_and_the_run_agree_on_what_is_out_of_date(fake, kind):
+    change, expected, reason = CHANGES[kind]
+    change(fake)
+    status, output, new = fake.start("--dry-run")
+    assert (status, new) == (0, []), output
+    planned = dict(re.findall(r"would run (\S+): (.+)", output))
+    assert list(planned) == expected and reason in next(iter(planned.values()), ""), output
+    trained = any(name.startswith("03_train") for name in planned)
+    assert ("hours: not measured for thin" in output) == trained != ("hours: no training is left" in output)
+    if kind in REALLY_RUN:
+        status, output, new = fake.start()
+        assert status == 0, output
+        assert list(dict.fromkeys(line.partition(" ")[0] for line in new)) == expected
+        assert ("hours: not measured for thin" in output) == trained
+        assert "nothing to do" in fake.start("--dry-run")[1]
+
+
+def test_the_reason_of_a_label_fix_reruns_nothing(fake):
+    write_fixes(fake, "wrong")
+    assert fake.start()[0] == 0
+    write_fixes(fake, "another")
+    assert "nothing to do" in fake.start("--dry-run")[1]
+
+
+def test_a_new_notebook_joins_a_run_by_one_row(fake):
+    row = '    Row("analysis", record=records.Analysis, needs=("ensemble",)),\n'
+    mine = '    Row("mine", "11_mine", needs=("ensemble",)),\n'
+    look = '    Row("look", "12_look", needs=("train",), models="models"),\n'
+    fake.edit("utils/pipeline/steps.py", row, row + mine + look)
+    own = "times: int = 1  # how often\n"
+    add_notebook(fake.root, "11_mine", COMMON + own, 'STEP = "11_mine"\n', 'scores = {"times": times}')
+    add_notebook(fake.root, "12_look", OF_FOLD, 'STEP = f"12_look/{model}/fold{fold}"\n', "scores = {}")
+    assert "nothing to do" in fake.start("--dry-run")[1], "the profile names neither"
+    fake.edit(PROFILE, "predict:", "mine: {times: 3}\nlook:\npredict:")
+    status, output, new = fake.start()
+    assert (status, sorted(new)) == (0, ["11_mine", "12_look/thin/fold0"]), output
+    assert read_json(fake.run / "11_mine" / "metrics.json")["times"] == 3
+    assert "11_mine.html" in (fake.run / "report" / "index.html").read_text()
+    fake.edit(PROFILE, "tta: hflip", "tta: none")
+    assert re.findall(r"would run (\S+): ", fake.start("--dry-run")[1]) == [PREDICTION, "05_ensemble", "11_mine"]
+    fake.edit(PROFILE, "times: 3", "time: 3")
+    status, output, _ = fake.start("--dry-run")
+    assert status == 1 and "mine: unknown parameter 'time': did you mean times" in output
+
+
 def test_parameters_that_can_not_change_results_rerun_nothing(fake):
     fake.edit("notebooks/profiles/quick.yaml", "epochs: 6,", "epochs: 6, num_workers: 1,")
     status, output, new = fake.start()
@@ -384,6 +475,7 @@ def test_an_edited_plugin_reruns_the_steps_that_name_its_parts_and_what_depends_
     assert "nothing to do" in fake.start("--dry-run")[1]
     (fake.root / "parts.py").write_text(PLUGIN.replace("mean", "sum"))
     (fake.run / "03_train" / "own" / "fold0" / "last.ckpt").write_text("2")  # as if it had been interrupted
+    assert re.findall(r"would run (\S+): ", fake.start("--dry-run")[1]) == own
     status, output, new = fake.start()
     assert status == 0 and sorted({line.partition(" ")[0] for line in new}) == own
     assert "03_train/own/fold0 epoch 0" in new, "from the start: the plugin belongs to what is resumed"

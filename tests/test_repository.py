@@ -125,6 +125,32 @@ def imports(path):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("utils."))
 
 
+def test_steps_are_named_in_one_place_only():
+    """Notebooks name themselves, records name their notebook; whatever else is said about steps is in their table."""
+    names = {notebook.stem for notebook in NOTEBOOKS}
+    found = []
+    for path in (ROOT / "utils").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)} - prose
+        found += [(path.name, node.value) for node in texts if any(name in str(node.value) for name in names)]
+    assert {name for name, _ in found} == {"records.py"}, found
+
+
+def test_the_parameters_of_training_stand_in_groups():
+    """Under comment headings in notebook 03; `--help-notebook` lists them in this order, the first with the heading."""
+    source = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4).cells[1].source
+    titles = re.findall(r"^# (.+)$", source, re.MULTILINE)
+    groups = ["data", "network", "size", "optimisation", "averaging and validation", "machine"]
+    assert titles == groups
+    blocks = [block.splitlines() for block in source.split("\n\n")]
+    assert [block[0].removeprefix("# ") for block in blocks] == groups
+    explained = papermill.inspect_notebook(ROOT / "notebooks" / "03_train.ipynb")
+    assert list(explained) == [line.partition(":")[0] for block in blocks for line in block[1:]]
+    marked = {n: p["help"].partition("]")[0][1:] for n, p in explained.items() if p["help"].startswith("[")}
+    assert marked == {block[1].partition(":")[0]: title for block, title in zip(blocks, groups, strict=True)}
+
+
 def test_every_room_imports_only_from_floors_below():
     floor = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
     entries = {p.stem for p in (ROOT / "utils").iterdir() if not p.name.startswith("__")}

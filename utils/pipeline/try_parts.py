@@ -17,10 +17,9 @@ import pandas as pd
 import torch
 
 import utils.models  # noqa: F401  (registers the built-in networks)
-from utils.data.augment import as_augmenter, build_augmentation
-from utils.data.augmentation import read_augmentation
+from utils.data.augment import as_augmenter
 from utils.data.cache import Cache, Entry
-from utils.data.flip import flip_rule
+from utils.data.flip import ANY_FLIP, flip_rule
 from utils.data.loader import TrainingSet, stack
 from utils.device import Precision, choose_device, tune_process
 from utils.files import Problems, read_json, resolve, write_json
@@ -28,22 +27,18 @@ from utils.hand.bones import check_crops
 from utils.inference.tta import build_tta
 from utils.inference.weights import model_weights
 from utils.masks.sparse import SparseMaps
-from utils.models import build_model
 from utils.models.checkpoint import read_config
 from utils.models.yolo import describe_yolo
 from utils.params import pick
 from utils.pipeline.leftovers import end_with_run
 from utils.pipeline.steps import Step
 from utils.registry import load_plugins
-from utils.training.losses import build_loss
 from utils.training.module import Settings, batch_loss
-from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.parts import Parts
 from utils.training.train_yolo import YoloSettings, check_yolo_options
 
 SIDE = 128
 """Pixels of the tiny step's images. Whether batch norm fails on pooled maps depends on the batch, not on this."""
-FALLBACK = {"optimizer": "adam", "schedule": "", "lr": 1e-4, "weight_decay": 0.0}
-"""For notebooks that don't declare them: the official baseline's optimiser."""
 
 
 def try_parts(steps: list[Step], classes: list[str], images: int) -> tuple[list[str], dict[str, int]]:
@@ -58,7 +53,7 @@ def try_parts(steps: list[Step], classes: list[str], images: int) -> tuple[list[
     for step in steps:
         notebook, _, fold_model = step.name.partition("/")
         where = f"{notebook} {fold_model.partition('/')[0]}".strip()
-        p = FALLBACK | step.all_parameters()
+        p = step.all_parameters()
         same = json.dumps(
             [notebook, {k: v for k, v in p.items() if k not in ("model", "fold")}], sort_keys=True, default=str
         )
@@ -102,31 +97,30 @@ def try_training(where: str, p: dict[str, Any], classes: list[str], images: int,
     if p.get("wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append(f"{where}: wandb_project = {p['wandb_project']!r} needs W&B: pip install wandb")
     criterion = settings = network = optimizer = None
+    flip = p.get("flip", "on")
+    cache = Cache("", pd.DataFrame(), classes, size)  # only its classes are looked at
     with noted(problems, where):
         check_crops(p.get("crop", 0), p.get("wrist_crops", 0), size, classes, p.get("wrist_of", ""))
+    rule = ANY_FLIP
     with noted(problems, where):
-        criterion = build_loss(p.get("loss", "bce_dice"))
+        rule = flip_rule("on" if flip == "auto" else flip, p.get("flip_pairs", ()), cache, ())
+    parts = Parts(p, classes, p.get("crop") or size, rule)
+    with noted(problems, where):
+        criterion = parts.loss()
     with noted(problems, where):
         settings = pick(Settings, p)
     with noted(problems, where):
-        flip = p.get("flip", "on")
-        cache = Cache("", pd.DataFrame(), classes, size)  # only its classes are looked at
-        rule = flip_rule("on" if flip == "auto" else flip, p.get("flip_pairs", ()), cache, ())
-        amounts = read_augmentation(p.get("augment", {}))
-        augmentation = build_augmentation(p.get("augmentation", "default"), size, amounts, rule, classes)
-        entry = Entry(*_noise(size, len(classes)), None)
-        TrainingSet(SimpleNamespace(read=lambda name: entry), [""], as_augmenter(augmentation), 0)[0, 0]
+        entry = Entry(*_noise(parts.side, len(classes)), None)
+        TrainingSet(SimpleNamespace(read=lambda name: entry), [""], as_augmenter(parts.augmentation()), 0)[0, 0]
     torch.manual_seed(0)
     with noted(problems, where):
-        encoder = p.get("encoder", ""), p.get("encoder_weights", "")
-        network = build_model(p["architecture"], len(classes), *encoder, size, **p.get("model_options", {}))
+        network = parts.network()
     if network is None:
         return 0
     with noted(problems, where):
-        optimizer = build_optimizer(p["optimizer"], network.parameters(), p["lr"], p["weight_decay"])
-        if p["schedule"] and settings:
-            lengths = settings.steps(SimpleNamespace(samples=lambda: images))
-            build_schedule(p["schedule"], optimizer, *lengths)
+        optimizer = parts.optimizer(network)
+        if settings:
+            parts.schedule(optimizer, settings.steps(SimpleNamespace(samples=lambda: images)))
     if criterion is not None and optimizer is not None:
         with noted(problems, where):
             _one_step(network, criterion, optimizer, min(p.get("batch_size", 1), 2), min(SIDE, size), len(classes))
