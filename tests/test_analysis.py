@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from utils.analysis.__main__ import main
-from utils.analysis.comparison import compare_scores
+from utils.analysis.comparison import compare_scores, compare_with
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import Scores, members, open_scores, read_scores
 from utils.analysis.scores import by_class, by_image, distance_tables, summary, worst_masks
@@ -264,6 +264,17 @@ def test_results_of_different_data_are_refused(outputs, tmp_path):
     one, two = (read_scores(make_run(tmp_path / f"{n}", {"unet": dice()}, [n], vote=False)) for n in (0, 1))
     with pytest.raises(Problems, match="their folds are 0 and 1"):
         compare_scores(one, two)
+
+
+def test_a_result_is_compared_with_all_others_of_its_run_or_with_those_that_are_named(tmp_path):
+    make_run(tmp_path / "one", {"unet": dice(), "fcn": dice(seed=1)})
+    make_run(tmp_path / "two", {"fpn": dice(seed=2)})
+    scores = read_scores(tmp_path / "one", "ensemble")
+    found = compare_with(scores, [], float("nan"))
+    assert [(c.a, c.b) for c in found] == [("one/unet", "one/ensemble"), ("one/fcn", "one/ensemble")]
+    assert compare_with(scores, [], float("nan"), others=False) == []
+    (found,) = compare_with(scores, [str(tmp_path / "two" / "fpn")], float("nan"), others=False)
+    assert (found.a, found.b) == ("two/fpn", "one/ensemble")
 
 
 def test_between_equal_results_a_winner_is_named_in_about_one_of_20_comparisons(outputs, monkeypatch):

@@ -209,6 +209,17 @@ def write_table(path: str | Path, table: "pd.DataFrame", index: bool = True, **o
         table.to_csv(temporary, index=index, **options)
 
 
+def read_table(path: str | Path, **options: Any) -> "pd.DataFrame":
+    """The CSV that `write_table` wrote; options: of `read_csv`.
+
+    Identifiers are text, and only empty cells are missing values: a person may be called NA, None or null.
+    """
+    import pandas as pd
+
+    text = {"ID": str, "image_name": str}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""], **options)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; NumPy scalars become plain numbers."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")

@@ -15,7 +15,7 @@ from utils.analysis.results import ENSEMBLE, Scores, members, read_scores
 from utils.analysis.scores import ALL
 from utils.data.records import Analysis
 from utils.data.significance import LEVEL
-from utils.files import Problems, read_json, unknown
+from utils.files import Problems, read_json, read_table, unknown
 from utils.hand.bend import BENT
 
 VARIANTS = Path(Analysis.notebook, "variants")
@@ -62,7 +62,7 @@ def judge_techniques(run: str | Path, base: str) -> Ablation:
     ]
     for name, variant in read_json(run / VARIANTS / "variants.json", {}).items():
         if set(variant["models"]) <= set(scored):
-            dice = pd.read_csv(run / VARIANTS / variant["file"], index_col="image_name")
+            dice = read_table(run / VARIANTS / variant["file"], index_col="image_name")
             before = _mean([scored[model] for model in variant["models"]])
             found = _row(name, before, replace(before, name=f"{run.name}/{name}", dice=dice))
             rows.append(found | {"minutes": variant["minutes"], "trained": False})

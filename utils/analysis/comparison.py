@@ -1,11 +1,12 @@
 """Compare two results by a paired test on the images that both scored, with a plain verdict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from utils.analysis.results import ENSEMBLE, Scores, check_same_data
+from utils.analysis.results import ENSEMBLE, Scores, check_same_data, members, open_scores
 from utils.analysis.scores import ALL, grouped
 from utils.data.records import Ensemble, read_record
 from utils.data.significance import LEVEL, Estimate, sign_flip_p
@@ -55,6 +56,16 @@ class Comparison:
             return f"no difference can be shown: {self.b} and {self.a} have the same scores"
         found = f"{self.b} − {self.a} = {gain:+.4f} [{low:+.4f}, {high:+.4f}], p = {self.p:.2g}"
         return f"no difference can be shown: {found}"
+
+
+def compare_with(scores: Scores, against: Sequence[str], bent_share: float, others: bool = True) -> list[Comparison]:
+    """Each result named in `against`, or with `others` each other one of its run, compared with `scores`.
+
+    bent_share: see `compare_scores`, which says what is refused.
+    """
+    own = scores.name.rpartition("/")[2]
+    of_run = [scores.run / name for name in members(scores.run) if name != own] if others else []
+    return [compare_scores(open_scores(name), scores, bent_share) for name in against or of_run]
 
 
 def compare_scores(a: Scores, b: Scores, bent_share: float = float("nan")) -> Comparison:

@@ -21,7 +21,7 @@ from utils.data.records import (
     fold_folders,
     read_record,
 )
-from utils.files import ROOT, Problems, read_json, resolve, shown, unknown
+from utils.files import ROOT, Problems, read_json, read_table, resolve, shown, unknown
 
 OUTPUTS = ROOT / "outputs"
 ENSEMBLE, BASELINE = "ensemble", "baseline"
@@ -93,7 +93,7 @@ def read_scores(run: str | Path, member: str = "") -> Scores:
         raise Problems(f"{shown(run)}: which model?", [problem])
     member = member or names[0]
     paths, tta = _tables(run, member)
-    dice = pd.concat([pd.read_csv(path, index_col="image_name") for path in paths])
+    dice = pd.concat([read_table(path, index_col="image_name") for path in paths])
     images = read_images(run)
     strange = [f"{name} is not in folds.csv" for name in dice.index.difference(images.index)]
     strange += [f"{name} appears twice" for name in dice.index[dice.index.duplicated()]]
@@ -104,7 +104,7 @@ def read_scores(run: str | Path, member: str = "") -> Scores:
 
 def read_images(run: Path) -> pd.DataFrame:
     """The run's folds.csv by image_name: ID, bent and fold of each training image."""
-    return pd.read_csv(run / "folds.csv", dtype={"ID": str, "image_name": str}).set_index("image_name")
+    return read_table(run / "folds.csv").set_index("image_name")
 
 
 def _tables(run: Path, member: str) -> tuple[list[Path], bool]:

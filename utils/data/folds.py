@@ -8,7 +8,7 @@ import pandas as pd
 from filelock import FileLock
 
 from utils.data.competition import DataError, read_annotation
-from utils.files import shown, write_table
+from utils.files import read_table, shown, write_table
 
 
 def assign_folds(table: pd.DataFrame, n_folds: int, seed: int = 0) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def read_folds(
         if not path.exists():
             bent = [bool(is_bent and each and is_bent(read_annotation(each, classes))) for each in train["annotation"]]
             write_table(path, assign_folds(train.assign(bent=bent), n_folds, seed), index=False)
-    folds = pd.read_csv(path, dtype={"ID": str, "image_name": str})
+    folds = read_table(path)
     problems = []
     for title, names in (
         ("in the file but not in the data", set(folds["image_name"]) - set(train["image_name"])),

@@ -50,7 +50,8 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
     without = {*record.get("skipped", ())}
     without |= {f"train/DCM/{fix['image']}.png" for fix in record.get("label_fixes", ()) if fix.get("drop")}
     images = sorted(n for n in record if n.startswith("train/DCM/") and n not in without)
-    split = [planned[-1].all_parameters().get(name) for name in ("n_folds", "seed")]
+    given = {name: value for step in planned for name, value in step.parameters.items()}
+    split = [given.get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()
     before = read_json(run / "run.json", {})
     if before.get("folds_of", folds_of) != folds_of and (run / "folds.csv").exists():

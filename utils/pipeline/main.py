@@ -56,15 +56,16 @@ def snakemake(run: Path, options: list[str], local: bool = True) -> int:
         end_processes(run)
 
 
-def run_steps(run: Path, planned: list[Step], options: list[str], local: bool) -> tuple[int, list[str]]:
-    """Run what is not done; Snakemake's exit status and the names of the steps that are still not done.
+def run_steps(
+    run: Path, planned: list[Step], stale: dict[str, str], options: list[str], local: bool
+) -> tuple[int, list[str]]:
+    """Run the steps that are out of date; Snakemake's exit status and the names of those that still are.
 
     Where fold models failed, the others vote, if there is at least one: the ensemble is then made, but counts as not
     done. Snakemake is started once more where it ended before it had tried every step, as one does that was killed.
     """
     for step in planned:  # the failures of an earlier start
         (run / step.name / "failed.txt").unlink(missing_ok=True)
-    stale = out_of_date(run, planned)
     delete_out_of_date(run, stale)
     status = snakemake(run, options, local) if stale else 0
     left = list(out_of_date(run, planned))
@@ -94,36 +95,36 @@ def start(given: argparse.Namespace) -> int:
     if data is not None and not data.is_dir():
         raise RunError(f"--data {given.data}: no such folder; expected {data}/train/DCM/<ID>/<name>.png")
     jobs = given.jobs or profile.jobs
-    checked = {"skip_bad": given.skip_bad, "again": given.force, "jobs": jobs, "local": not given.executor}
+
+    def prepare(folder: Path) -> dict[str, str]:
+        """Check everything, write what the steps depend on, print the hours; the steps to execute, with the reason."""
+        checked = {"skip_bad": given.skip_bad, "again": given.force, "jobs": jobs, "local": not given.executor}
+        images = preflight(folder, data, profile, planned, **checked)
+        prepare_run(folder, profile, planned, data_dir, given.force)
+        stale = out_of_date(folder, planned)
+        print(expected_hours(folder, [step for step in planned if step.name in stale], images, jobs), flush=True)
+        return stale
+
     if given.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            copy = copy_for_preview(run, Path(folder))
-            images = preflight(copy, data, profile, planned, **checked)
-            prepare_run(copy, profile, planned, data_dir, given.force)
-            stale = out_of_date(copy, planned)
-            print(expected_hours(copy, [step for step in planned if step.name in stale], images, jobs))
-            lines = [f"would run {name}: {reason}" for name, reason in stale.items()]
-            print("\n".join(lines) or "nothing to do")
-            return 0
+            stale = prepare(copy_for_preview(run, Path(folder)))
+        print("\n".join(f"would run {name}: {reason}" for name, reason in stale.items()) or "nothing to do")
+        return 0
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock", timeout=5)  # a run that was just killed needs a moment to end
     try:
-        lock.acquire()
+        lock = FileLock(run / ".lock", timeout=5).acquire()  # a run that was just killed needs a moment to end
     except Timeout:
         raise RunError(f"another process is working on {shown(run)}; wait for it to end, or stop it") from None
     with lock:
         began = time.monotonic()
         clean_up(run)  # after one that was killed
         say(f"run {run.name}: {len(planned)} steps")
-        images = preflight(run, data, profile, planned, **checked)
-        prepare_run(run, profile, planned, data_dir, given.force)
-        stale = out_of_date(run, planned)
-        print(expected_hours(run, [step for step in planned if step.name in stale], images, jobs), flush=True)
+        stale = prepare(run)
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]
         if given.executor:
             options = ["--executor", given.executor, "--jobs", str(jobs)]
         try:
-            status, left = run_steps(run, planned, options + given.snakemake, local=not given.executor)
+            status, left = run_steps(run, planned, stale, options + given.snakemake, local=not given.executor)
             return finish(run, planned, status, left, (time.monotonic() - began) / 60)
         finally:
             clean_up(run)

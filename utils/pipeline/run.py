@@ -31,7 +31,7 @@ from utils.hand.bones import check_crops, small_bones
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.inference.refinement import open_first
-from utils.models.checkpoint import check_classes
+from utils.models.checkpoint import Config, check_classes, check_unseen
 from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
 from utils.registry import load_plugins, named_parts
@@ -149,6 +149,16 @@ class Run:
             raise DataError(f"{shown(csv)} did not pass its check", problems)
         print(f"{shown(csv)}: {len(votes)} images × {len(self.classes)} classes, complete and in order")
         return csv
+
+    def check_fold_model(self, config: Config, fold: int, what: str) -> None:
+        """Refuse a checkpoint that can't predict out of fold here: of other classes, or trained on held-out people.
+
+        config: the checkpoint's. fold: whose people it is taken for not to have seen; of -1, nobody is held out. what:
+        names it in the message. Raises ModelError.
+        """
+        check_classes(config, self.classes, what)
+        held_out = split_fold(self.table, self.folds, fold)[1]["ID"]
+        check_unseen(config, held_out, what, "Train it again in this run's folder, with the folds that are there now")
 
     def plain_data(self, out: Path) -> Path:
         """A data folder for programs that know neither label fixes nor images left out: the run's own where it has none

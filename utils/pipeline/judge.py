@@ -1,0 +1,42 @@
+"""What notebook 07 judges: the masks of a result as it was voted, and the techniques of an ablation."""
+
+from collections.abc import Callable
+from functools import partial
+
+from utils.analysis.ablation import VARIANTS, Ablation, find_repeats, judge_techniques
+from utils.analysis.results import ENSEMBLE
+from utils.data.cache import Cache
+from utils.data.records import Ensemble
+from utils.device import choose_device
+from utils.inference.ensemble import find_fold_models, vote_images
+from utils.inference.variants import score_variants, write_variants
+from utils.inference.refinement_weight import refine
+from utils.pipeline.run import Run
+
+
+def judged_masks(run: Run, judged: str, vote: Ensemble) -> tuple[Callable, Cache]:
+    """How the out-of-fold masks of a result are made, and the cache with their truth.
+
+    judged: "ensemble", whose fold models vote with the weights, refinements, threshold and kind of vote of `vote`, or a
+    model, which votes alone. The function gets names of images and `folds`, the fold of each, see `vote_images`.
+    """
+    weights = {name: model["weight"] for name, model in vote.models.items()} if judged == ENSEMBLE else {judged: 1.0}
+    fold_models = find_fold_models(run.output_dir, list(weights))
+    if judged == ENSEMBLE:
+        stages = {name: stage["weight"] for name, stage in vote.wrist_stages.items()}
+        fold_models = refine(run.output_dir, fold_models, stages)
+    voted = {name: vote.parameters[name] for name in ("threshold", "vote")}
+    masks = partial(vote_images, fold_models, split="oof", weights=weights, **voted)
+    return masks, run.cache(fold_models[0].config.image_size)
+
+
+def judge_ablation(run: Run, base: str, device: str) -> Ablation:
+    """What each technique is worth: the run's models against `base`, and other ways to predict with its trainings.
+
+    The latter are predicted on `device`, as far as they are not yet stored. base: a model's name.
+    """
+    cache = run.cache(find_fold_models(run.output_dir, [base])[0].config.image_size)
+    trained, folders = [base, *find_repeats(run.output_dir, base)], (run.output_dir, run.folder / "probabilities")
+    variants = score_variants(trained, run.folds, cache, *folders, choose_device(device))
+    write_variants(run.output_dir / VARIANTS, variants)
+    return judge_techniques(run.output_dir, base)
