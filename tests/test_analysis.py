@@ -1,5 +1,6 @@
 """Results of runs: read, judged, compared and listed, from the tables that the notebooks write."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.fake_run import make_data
 from utils.analysis.__main__ import main
 from utils.analysis.comparison import compare_scores, compare_with
 from utils.analysis.experiments import as_text, experiments
@@ -363,10 +365,34 @@ def test_the_commands_list_compare_and_report(outputs, tmp_path, capsys):
     )
     analysed = outputs / "first" / "07_analysis"
     write_table(analysed / "hd95.csv", dice() * 10)
-    write_json(analysed / "metrics.json", {"result": "first/ensemble"})
+    scored = summary(read_scores(outputs / "first")).loc["all images", "dice"]
+    write_json(analysed / "metrics.json", {"result": "first/ensemble", "oof_dice": scored})
     write_table(analysed / "msd.csv", dice())
     report = printed("report", "first")
     assert "hd95" in report and "msd" in report and "hd95" not in printed("report", "first/unet")
+    write_json(analysed / "metrics.json", {"result": "first/ensemble", "oof_dice": scored - 0.001})
+    assert "hd95" not in printed("report", "first"), "they are of earlier predictions"
+    write_json(analysed / "metrics.json", {"result": "first/ensemble", "oof_dice": scored})
+    write_table(analysed / "hd95.csv", dice().head(3))
+    report = printed("report", "first")
+    assert "hd95" not in report and "msd" in report, "it lacks images"
+
+
+def test_a_run_that_left_bad_images_out_is_reported_and_compared(tmp_path, capsys):
+    """The test images, on which bent wrists are measured, are read without those that the run left out."""
+    data = make_data(tmp_path / "data")
+    next(data.glob("test/DCM/*/*.png")).write_bytes(b"no picture")
+    make_run(tmp_path / "outputs" / "run", {"unet": dice(), "fcn": dice(seed=1)}, data=str(data))
+    path = tmp_path / "outputs" / "run" / "data.json"
+    with pytest.raises(SystemExit, match="these files can't be used"):
+        main(["report", "run", "--outputs", str(tmp_path / "outputs")])
+    write_json(path, read_json(path) | {"skipped": ["test/DCM/ID003/imageID003.png"]})
+    main(["report", "run", "--outputs", str(tmp_path / "outputs")])
+    main(["compare", "run/unet", "run/fcn", "--outputs", str(tmp_path / "outputs")])
+    assert "worst images" in capsys.readouterr().out
+    shutil.rmtree(data / "test")
+    main(["report", "run", "--outputs", str(tmp_path / "outputs")])
+    assert "there are no test images" in capsys.readouterr().out
 
 
 def test_problems_end_the_command_in_words(outputs):

@@ -19,10 +19,10 @@ from utils.analysis import ablation
 from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
 from utils.analysis.results import OUTPUTS, Scores, data_folder, open_scores
-from utils.analysis.scores import by_class, by_image, summary
+from utils.analysis.scores import ALL, by_class, by_image, summary
 from utils.data.competition import read_index
 from utils.data.records import Analysis, Ensemble, read_record
-from utils.files import Problems, resolve, shown, write_table
+from utils.files import Problems, read_json, read_table, resolve, shown, write_table
 from utils.hand.bend import AUTO, bent_share
 from utils.masks.surface import Distances
 
@@ -84,20 +84,24 @@ def _ablation(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     scores = open_scores(given.result, given.outputs)
     share, how = _share(scores, given.bent_share)
-    analysed = read_record(scores.run / Analysis.notebook, Analysis, empty=True)
-    distances = {}
-    if analysed.result == scores.name:
-        tables = {name: analysed.folder / f"{name}.csv" for name in Distances._fields}
-        distances = {
-            name: pd.read_csv(path, index_col="image_name").loc[scores.dice.index]
-            for name, path in tables.items()
-            if path.exists()
-        }
+    distances = _distances(scores)
     print(f"{scores.name}: out-of-fold Dice of {len(scores.dice)} images, 95 % intervals by person")
     print(how)
     print("", _lines(summary(scores, share)), "", sep="\n")
     print(_lines(by_class(scores, share, distances)), "\nworst images:", sep="\n")
     print(_lines(by_image(scores, distances).head(given.worst)))
+
+
+def _distances(scores: Scores) -> dict[str, pd.DataFrame]:
+    """The tables of distances that notebook 07 made of these very scores; {} if it judged another result, or earlier
+    predictions of this one."""
+    analysed = read_record(scores.run / Analysis.notebook, Analysis, empty=True)
+    dice = summary(scores).loc[ALL, "dice"]
+    if analysed.result != scores.name or analysed.oof_dice is None or abs(analysed.oof_dice - dice) > 1e-9:
+        return {}
+    paths = {name: analysed.folder / f"{name}.csv" for name in Distances._fields}
+    tables = {name: read_table(path, index_col="image_name") for name, path in paths.items() if path.exists()}
+    return {name: t.loc[scores.dice.index] for name, t in tables.items() if set(scores.dice.index) <= set(t.index)}
 
 
 def _lines(table: pd.DataFrame) -> str:
@@ -114,10 +118,11 @@ def _lines(table: pd.DataFrame) -> str:
 def _share(scores: Scores, given: float) -> tuple[float, str]:
     """The share of bent test images, by default measured on the run's submission, and how it was found."""
     folder = data_folder(scores.run)
-    if given == AUTO and not (folder / "test").is_dir():
-        return float("nan"), f"not re-weighted: the data folder {shown(folder)} is not there"
+    if given == AUTO and not any((folder / "test" / "DCM").glob("*/*.png")):
+        return float("nan"), f"not re-weighted: there are no test images in {shown(folder)}"
     submission = resolve(read_record(scores.run / Ensemble.notebook, Ensemble, empty=True).submission or "none")
-    images = read_index(folder, ("test",)) if given == AUTO else pd.DataFrame()
+    skipped = read_json(scores.run / "data.json", {}).get("skipped", ())
+    images = read_index(folder, ("test",), skipped) if given == AUTO else pd.DataFrame()
     return bent_share(given, submission, images, scores.dice.mean())
 
 

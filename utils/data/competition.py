@@ -74,7 +74,8 @@ def find_images(
         images, annotations = data_dir / split / "DCM", data_dir / split / "outputs_json"
         paths = sorted(images.glob("*/*.png"), key=str)
         if not paths:
-            findings.append(Finding("no images", f"no image in {images}; expected {images}/<ID>/<name>.png"))
+            kind = "no test images" if split == "test" and "train" in splits else "no images"
+            findings.append(Finding(kind, f"no image in {images}; expected {images}/<ID>/<name>.png"))
         used = set()
         for path in paths:
             ID, annotation = path.parent.name, ""

@@ -26,6 +26,7 @@ _REDRAW = "correct the annotation"
 KINDS = {
     # the folder as a whole; --skip-bad does not help here
     "no images": Kind("error", "the layout is <data>/train/DCM/<ID>/<name>.png, and the same below test"),
+    "no test images": Kind("warning", "models are trained and scored out of fold, and there is no submission"),
     "classes": Kind("error", "classes.txt holds one class a line, each once; without it the 29 hand bones are meant"),
     "metadata": Kind(
         "error", "correct meta_data.xlsx or remove it; notebook 01 and models with the option metadata use it"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from utils.data.records import NAME
-from utils.files import ROOT, read_json, write_if_changed, write_json
+from utils.files import ROOT, read_json, resolve, write_if_changed, write_json
 from utils.params import WITHOUT_EFFECT
 from utils.pipeline.hours import MEASURED_BY
 from utils.pipeline.profile import Profile
@@ -96,10 +96,27 @@ def _write_parameters(run: Path, step: Step) -> None:
     """Write a step's parameters: those that shape its result to one file, the others beside it."""
     notes = [f"# after {', '.join(step.after)}\n"] if step.after else []
     notes += [f"# plugin {path} {digest}\n" for path, digest in step.plugins.items()]
+    notes += [f"# {name} holds {digest}\n" for name, digest in _outside(step).items()]
     others = {name: step.parameters[name] for name in step.parameters if name in WITHOUT_EFFECT}
     shaping = {name: step.parameters[name] for name in step.parameters if name not in others}
     write_if_changed(run / "parameters" / f"{step.name}.yaml", "".join(notes) + _as_yaml(shaping))
     write_if_changed(run / "parameters" / f"{step.name}.others.yaml", _as_yaml(others))
+
+
+def _outside(step: Step) -> dict[str, str]:
+    """What lies in the files that parameters name, by parameter, as a digest of the files' names, sizes and times.
+
+    A checkpoint of this run is left out: the step comes after the one that makes it.
+    """
+    found = {}
+    for name in ("extra_data", "init_checkpoint", "encoder_weights"):
+        path = resolve(str(step.parameters.get(name, "")).replace("{fold}", str(step.parameters.get("fold"))))
+        own = name == "init_checkpoint" and path.is_relative_to(resolve(step.parameters["output_dir"]))
+        if step.parameters.get(name) and path.exists() and not own:
+            files = sorted(p for p in [path, *path.rglob("*")] if p.is_file())
+            listed = [(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+            found[name] = hashlib.sha256(repr(listed).encode()).hexdigest()
+    return found
 
 
 def _set_aside_others(run: Path, names: set[str]) -> None:

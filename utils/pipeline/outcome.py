@@ -45,7 +45,7 @@ def finish(run: Path, planned: list[Step], status: int, left: list[str], minutes
         failed |= not _printed("the report", lambda: f"report      {shown(write_report(run))}")
     last = submitting(planned)
     made = _submission(run, last, time.time() - 60 * minutes)
-    if made:
+    if made and made.submission:
         missing = made.missing
         partial = f"  PARTIAL: {len(last.after) - len(missing)} of {len(last.after)} fold models" if missing else ""
         print(f"submission  {last.parameters['submission']}{partial}", flush=True)

@@ -96,7 +96,8 @@ class Run:
     def describe(self, record: Submitting) -> None:
         """Write the record beside its submission, as soon as this has passed its check: later cells may fail."""
         self._complete(record)
-        write_json(resolve(record.submission).with_suffix(".json"), record.content())
+        if record.submission:
+            write_json(resolve(record.submission).with_suffix(".json"), record.content())
 
     def _complete(self, record: Record) -> None:
         record.step, record.parameters = self.step, dict(self.parameters)
@@ -138,17 +139,21 @@ class Run:
         frame = submission_frame(self.all_test_images(votes), self.classes)
         return score(frame, self.solution, self.data_dir)["dice"].mean()
 
-    def submit(self, votes: Mapping[str, list[str]], path: str = "") -> Path:
+    def submit(self, votes: Mapping[str, Any], path: str = "") -> str:
         """Write the submission and check it; "" for submission.csv in the step's folder. votes: see `all_test_images`.
 
-        Raises DataError if it does not pass its check.
+        Returns its path as text, "" where the data has no test images: then there is none. Raises DataError if it does
+        not pass its check.
         """
         csv = resolve(path) if path else self.folder / "submission.csv"
+        if not self.test and not self.skipped:
+            print(f"no test images in {shown(self.data_dir)}: there is no submission")
+            return ""
         write(submission_frame(self.all_test_images(votes), self.classes), csv)
         if problems := check(csv, self.data_dir):
             raise DataError(f"{shown(csv)} did not pass its check", problems)
         print(f"{shown(csv)}: {len(votes)} images × {len(self.classes)} classes, complete and in order")
-        return csv
+        return shown(csv)
 
     def check_fold_model(self, config: Config, fold: int, what: str) -> None:
         """Refuse a checkpoint that can't predict out of fold here: of other classes, or trained on held-out people.

@@ -8,7 +8,7 @@ starts. Parameters without effect are in a file of their own, which is not compa
 import hashlib
 from pathlib import Path
 
-from utils.data.records import NAME
+from utils.data.records import NAME, read_record
 from utils.files import ROOT, read_json, write_json
 from utils.pipeline.steps import Step
 
@@ -71,5 +71,5 @@ def _own_reason(run: Path, step: Step) -> str:
     if changed:
         named = [kinds.get(name, name.removesuffix(f"/{NAME}")) for name in changed]
         return f"{', '.join(named[:3])}{' and others' if len(named) > 3 else ''} changed"
-    submission = step.parameters.get("submission", "")
+    submission = getattr(read_record(run / step.name, step.row.record), "submission", "")
     return f"{submission} is missing" if submission and not (ROOT / submission).exists() else ""
