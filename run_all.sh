@@ -72,13 +72,19 @@ make_environment() {
         fail "$found can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv"
 }
 
+digest() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$1"; }
+
+installed() {
+    "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+        [ "$(cat "$stamp" 2>/dev/null)" = "$(digest "$root/requirements.txt")" ]
+}
+
 install() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || make_environment
     "$python" -c 'import pip' 2>/dev/null || "$python" -m ensurepip >/dev/null # uv's environments come without
-    local wanted stamp=$root/.venv/requirements.sha256
-    wanted=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' \
-        "$root/requirements.txt")
-    if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    local wanted
+    wanted=$(digest "$root/requirements.txt")
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing requirements.txt (several minutes the first time)"
         "$python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" ||
             fail "installing requirements.txt failed (see above); the same command tries again"
@@ -86,7 +92,17 @@ install() {
     fi
 }
 
-install
+# Two first starts at once: the second waits until the first has installed. The lock ends with whoever holds it.
+install_once() {
+    installed && return
+    exec 9>"$root/.venv.lock"
+    python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || true # without a Python, install says so
+    installed || install
+    exec 9>&-
+}
+
+stamp=$root/.venv/requirements.sha256
+install_once
 mkdir -p "$root/outputs/try" # papermill wants the folder of its output to exist
 [ "$install_only" = no ] || exit 0
 cd "$root" # so that Python finds utils; a relative --data still starts where the caller is

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from utils.files import (
+    ROOT,
     WORKS_FOR,
     delete_temporary,
     read_json,
@@ -19,7 +20,7 @@ from utils.files import (
     write_text,
 )
 from utils.pipeline.changes import prepare_partial
-from utils.pipeline.leftovers import end_processes
+from utils.pipeline.leftovers import OWNER, end_processes, new_start, owner_of
 from utils.pipeline.outcome import finish, missing_fold_models, untried
 from utils.pipeline.steps import Step
 from utils.pipeline.up_to_date import digests, inputs, note_inputs, out_of_date
@@ -85,7 +86,8 @@ def test_no_broken_page_or_table_hides_what_failed(run, planned, capsys):
     (run / "01_eda" / "01_eda.ipynb").write_text('{"cells": [half a notebook')
     (run / "leaderboard.csv").mkdir()  # so that it can't be written
     left = list(out_of_date(run, planned))
-    write_json(run / "05_ensemble" / "metrics.json", {"models": {}, "missing": {"unet/fold1": "03 failed: <b>NaN</b>"}})
+    made = {"models": {}, "submission": "submissions/run.csv", "missing": {"unet/fold1": "03 failed: <b>NaN</b>"}}
+    write_json(run / "05_ensemble" / "metrics.json", made)
     assert finish(run, planned, 1, left, 3.0) == 1
     output = capsys.readouterr().out
     order = [
@@ -108,7 +110,9 @@ def test_no_broken_page_or_table_hides_what_failed(run, planned, capsys):
 
 def test_a_figure_that_fails_after_the_check_does_not_cost_the_submission(run, planned, tmp_path, capsys):
     planned[-1].parameters["submission"] = str(tmp_path / "run.csv")
-    write_json(tmp_path / "run.json", {"missing": {}, **read_json(run / "run.json")})
+    write_json(
+        tmp_path / "run.json", {"missing": {}, **read_json(run / "run.json"), "submission": str(tmp_path / "run.csv")}
+    )
     fail(run, "05_ensemble", "ValueError: a figure")
     assert finish(run, planned, 1, ["05_ensemble"], 3.0) == 1
     assert f"submission  {tmp_path / 'run.csv'}\n" in capsys.readouterr().out
@@ -164,20 +168,55 @@ def test_temporary_files_of_killed_writers_are_found(tmp_path):
     }
 
 
+@pytest.mark.parametrize("own", ["", f".{'0a' * 16}"], ids=["of an earlier version", "with its writer's own names"])
 @pytest.mark.parametrize("newer", [False, True], ids=["killed between the renames", "killed after them"])
-def test_a_folder_whose_writer_was_killed_is_whole(tmp_path, newer):
-    folder, old = tmp_path / "best", tmp_path / ".best.old"
+def test_a_folder_whose_writer_was_killed_is_whole(tmp_path, newer, own):
+    folder, old = tmp_path / "best", tmp_path / f".best{own}.old"
     write_text(old / "weights", "older")
-    write_text(tmp_path / ".best.part" / "weights", "half")
+    write_text(tmp_path / f".best{own}.part" / "weights", "half")
     if newer:
         write_text(folder / "weights", "newer")
     expected = "newer" if newer else "older"
     with pytest.raises(KeyError), replacing_folder(folder) as new:  # the next writer fails
         assert not any(new.iterdir())
         raise KeyError
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".part"} == {"best"}
     assert (folder / "weights").read_text() == expected
     folder.rename(old)
     restore_folder(folder)
     restore_folder(folder)
-    assert (folder / "weights").read_text() == expected and not old.exists()
+    assert (folder / "weights").read_text() == expected and [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_two_writers_of_a_folder_leave_a_whole_one(tmp_path):
+    """As where a cluster's job of a killed run still writes what the next start's job writes, too."""
+    folder = tmp_path / "best"
+    with replacing_folder(folder) as one:
+        write_text(one / "weights", "one")
+        with replacing_folder(folder) as other:
+            write_text(other / "weights", "other")
+            write_text(other / "config", "other")
+        write_text(one / "config", "one")
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert len(texts) == 2 and len(set(texts.values())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_job_on_another_machine_ends_when_the_run_is_started_again(tmp_path):
+    """Its own start was killed and could not cancel it; it would write into the folders of the next start's jobs."""
+    new_start(tmp_path)
+    code = "import sys, time; from pathlib import Path; from utils.pipeline.leftovers import end_with_run; "
+    code += "end_with_run(Path(sys.argv[1])); print('at work', flush=True); time.sleep(60)"
+    owner = owner_of(tmp_path)[OWNER].split()
+    environment = os.environ | {OWNER: " ".join(["another-machine", *owner[1:]])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    try:
+        assert job.stdout.readline() and job.poll() is None
+        new_start(tmp_path)
+        assert job.wait(timeout=30) == 1
+        late = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=30, check=False)
+        assert late.returncode == 1, "one that the queue kept begins after the next start, and ends at once"
+    finally:
+        job.kill()
+        job.wait()

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 from tests.fake_run import make_data
 from utils.data.check import check_data
 from utils.data.records import Baseline, Ensemble, Training, read_record
-from utils.files import read_json, read_table, write_json, write_table
+from utils.files import ROOT, read_json, read_table, write_json, write_table
 from utils.models.base import ModelError
 from utils.models.checkpoint import hash_people
 from utils.pipeline import changes
@@ -116,3 +118,26 @@ def test_identifiers_are_text_and_empty_cells_are_missing(tmp_path):
     write_table(tmp_path / "a.csv", pd.DataFrame({"ID": ["NA", "001"], "dice": [None, 0.5]}), index=False)
     found = read_table(tmp_path / "a.csv")
     assert found["ID"].tolist() == ["NA", "001"] and found["dice"].isna().tolist() == [True, False]
+
+
+SLOW_PIP = """#!/bin/bash
+[ "$1 $2 $3" = "-m pip install" ] || exec "{python}" "$@"
+echo begins >>"$0.log"
+sleep 1
+echo ends >>"$0.log"
+"""
+
+
+def test_two_first_starts_install_once(tmp_path):
+    """Both find an environment without requirements; the second waits for the first, and has nothing left to do."""
+    for name in ("run_all.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(SLOW_PIP.format(python=sys.executable))
+    python.chmod(0o755)
+    starts = [subprocess.Popen(["bash", tmp_path / "run_all.sh", "--install"], stdout=-1, stderr=-2) for _ in range(3)]
+    assert [process.communicate()[0].count(b"installing") for process in starts].count(1) == 1
+    assert {process.returncode for process in starts} == {0}
+    assert python.with_name("python.log").read_text().split() == ["begins", "ends"]
+    assert (tmp_path / ".venv" / "requirements.sha256").exists() and (tmp_path / "outputs" / "try").is_dir()

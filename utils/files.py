@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS_BETWEEN_LINES = 20.0
 WORKS_FOR = "HAND_BONE_FOLDER"
 """Environment variable: the folder, of a run or of one of its steps, that a process works for."""
+PART = f".{'[0-9a-f]' * 32}"
+"""Pattern of what makes the names of unfinished files and folders their writer's own."""
 LARGEST_ARRAYS = 2**31
 """Bytes that the arrays of one .npz file may have when unpacked; those written here have some megabytes."""
 
@@ -153,9 +155,9 @@ def delete_temporary(folder: str | Path, name: str = "") -> None:
 
     Nobody may be writing there at the time.
     """
-    pattern = f".{glob.escape(name)}.{'[0-9a-f]' * 32}.part*" if name else f"**/.*.{'[0-9a-f]' * 32}.part*"
-    for path in Path(folder).glob(pattern):
-        path.unlink(missing_ok=True)
+    pattern = f".{glob.escape(name)}{PART}.part*" if name else f"**/.*{PART}.part*"
+    for path in list(Path(folder).glob(pattern)):
+        _remove(path)
 
 
 @contextmanager
@@ -165,9 +167,10 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     Raises DiskFullError where there is no space for it; the older folder is kept. If the writer is killed,
     `restore_folder` brings the older one back.
     """
-    restore_folder(folder)
     folder = Path(folder)
-    temporary, old = _beside(folder)
+    _restore_old(folder)
+    own = f".{folder.name}.{uuid.uuid4().hex}"  # another writer, such as a job that should have ended, has other names
+    temporary, old = folder.with_name(f"{own}.part"), folder.with_name(f"{own}.old")
     with temporarily(temporary, folder):
         temporary.mkdir(parents=True)
         yield temporary
@@ -182,12 +185,9 @@ def restore_folder(folder: str | Path) -> None:
 
     For the process that writes the folder; another one might interrupt it between its two renames.
     """
-    folder = Path(folder)
-    temporary, old = _beside(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for leftover in (old, temporary):
-        _remove(leftover)
+    _restore_old(Path(folder))
+    for unfinished in _beside(Path(folder), "part"):
+        _remove(unfinished)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -273,9 +273,17 @@ def open_arrays(path: str | Path) -> Iterator["NpzFile"]:
         raise ValueError(f"{shown(path)} is damaged ({error})") from error
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new folder is written, and where the older one is while the new one takes its place."""
-    return folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+def _restore_old(folder: Path) -> None:
+    for old in _beside(folder, "old"):
+        if not folder.exists():
+            old.rename(folder)
+        _remove(old)
+
+
+def _beside(folder: Path, ending: str) -> list[Path]:
+    """What writers of a folder left beside it; those of earlier versions all used one name."""
+    names = f".{glob.escape(folder.name)}{PART}.{ending}", f".{glob.escape(folder.name)}.{ending}"
+    return [path for name in names for path in folder.parent.glob(name)]
 
 
 def _no_space(error: BaseException | None) -> bool:

@@ -111,7 +111,7 @@ def _outside(step: Step) -> dict[str, str]:
     found = {}
     for name in ("extra_data", "init_checkpoint", "encoder_weights"):
         path = resolve(str(step.parameters.get(name, "")).replace("{fold}", str(step.parameters.get("fold"))))
-        own = name == "init_checkpoint" and path.is_relative_to(resolve(step.parameters["output_dir"]))
+        own = name == "init_checkpoint" and path.is_relative_to(resolve(step.parameters.get("output_dir", "")))
         if step.parameters.get(name) and path.exists() and not own:
             files = sorted(p for p in [path, *path.rglob("*")] if p.is_file())
             listed = [(p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

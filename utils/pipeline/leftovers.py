@@ -6,34 +6,62 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from utils.files import ROOT, WORKS_FOR, delete_temporary
+from utils.files import ROOT, WORKS_FOR, delete_temporary, write_text
 
 OWNER = "HAND_BONE_RUN_PROCESS"
-"""Environment variable: `<host> <process id>` of the process that started the run."""
+"""Environment variable: `<host> <process id> <start>` of the process that started the run."""
+START = ".start"
+"""File in a run's folder that names its latest start."""
 
 
-def end_with_run() -> None:
+def new_start(run: Path) -> None:
+    """Name this start of a run: jobs of an earlier one that still live on other machines end, see `end_with_run`."""
+    write_text(run / START, uuid.uuid4().hex)
+
+
+def owner_of(run: Path) -> dict[str, str]:
+    """The environment variable that a process gets from the one that starts the run."""
+    return {OWNER: f"{socket.gethostname()} {os.getpid()} {_latest_start(run)}"}
+
+
+def end_with_run(run: Path | None = None) -> None:
     """End this process when the one that started the run has ended, so that no left-over process keeps writing.
 
-    Does nothing outside a run and on other machines (clusters stop their jobs themselves).
+    On another machine, that of a cluster's job, it can't be seen; there, with `run`, the process ends when the run is
+    started again, or at once if it has been. Does nothing outside a run.
     """
-    host, _, number = os.environ.get(OWNER, "").partition(" ")
-    if host != socket.gethostname():
-        return
+    host, number, start = (os.environ.get(OWNER, "").split() + [""] * 3)[:3]
+    if host == socket.gethostname():
+        threading.Thread(target=_watch_process, args=(int(number),), daemon=True).start()
+    elif host and run and start:
+        threading.Thread(target=_watch_start, args=(run, start), daemon=True).start()
 
+
+def _watch_process(number: int) -> None:
     import psutil
 
-    def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
-            owner = psutil.Process(int(number))
-            while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.5)
-        os._exit(1)
+    with suppress(psutil.NoSuchProcess):
+        owner = psutil.Process(number)
+        while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+
+def _watch_start(run: Path, start: str) -> None:
+    while _latest_start(run) in ("", start):
+        time.sleep(1)
+    end_processes(Path(os.environ.get(WORKS_FOR, run)))  # its kernel, which would go on
+    os._exit(1)
+
+
+def _latest_start(run: Path) -> str:
+    with suppress(OSError):
+        return (run / START).read_text(encoding="utf-8").strip()
+    return ""
 
 
 def end_processes(folder: Path) -> None:

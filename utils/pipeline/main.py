@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from utils.files import ROOT, WORKS_FOR, Problems, shown
 from utils.pipeline.changes import RunError, copy_for_preview, prepare_run
 from utils.pipeline.hours import expected_hours
-from utils.pipeline.leftovers import OWNER, clean_up, end_processes
+from utils.pipeline.leftovers import clean_up, end_processes, new_start, owner_of
 from utils.pipeline.outcome import finish, missing_fold_models, untried, vote_without
 from utils.pipeline.preflight import preflight
 from utils.pipeline.profile import profile_path, read_profile, run_name, steps
@@ -40,7 +39,7 @@ def snakemake(run: Path, options: list[str], local: bool = True) -> int:
     command = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(ROOT / "notebooks" / "Snakefile")]
     command += ["--directory", str(run), "--nolock", "--ignore-incomplete", "--keep-going"]
     command += ["--rerun-triggers", "mtime", "--retries", "1", *options]
-    environment = {OWNER: f"{socket.gethostname()} {os.getpid()}", WORKS_FOR: str(run.resolve())}
+    environment = owner_of(run) | {WORKS_FOR: str(run.resolve())}
     process = None
     try:
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True)
@@ -118,6 +117,7 @@ def start(given: argparse.Namespace) -> int:
     with lock:
         began = time.monotonic()
         clean_up(run)  # after one that was killed
+        new_start(run)
         say(f"run {run.name}: {len(planned)} steps")
         stale = prepare(run)
         options = ["--cores", str(jobs * profile.threads), "--quiet", "all"]

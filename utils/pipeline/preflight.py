@@ -21,7 +21,7 @@ from utils.files import ROOT, Problems, read_json, shown, write_json
 from utils.params import WITHOUT_EFFECT
 from utils.pipeline import resources
 from utils.pipeline.changes import RunError, fingerprint
-from utils.pipeline.leftovers import OWNER
+from utils.pipeline.leftovers import owner_of
 from utils.pipeline.plugins import assign_plugins
 from utils.pipeline.profile import Profile
 from utils.pipeline.resources import in_units
@@ -156,7 +156,7 @@ def start_trying(
         return None
     steps = [step.model_dump() for step in planned]
     write_json(path, {"key": key, "steps": steps, "classes": classes, "images": images})
-    environment = os.environ | {OWNER: f"{socket.gethostname()} {os.getpid()}"}
+    environment = os.environ | owner_of(run)
     with (run / "preflight.log").open("w") as log:
         command = [sys.executable, "-m", "utils.pipeline.try_parts", str(path)]
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

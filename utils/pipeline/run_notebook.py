@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("step")
     given = parser.parse_args()
-    end_with_run()
+    end_with_run(given.run)
     return run_step(given.run, given.step, given.threads)
 
 
