@@ -9,8 +9,8 @@ from utils.data.cache import Cache
 from utils.data.records import Ensemble
 from utils.device import choose_device
 from utils.inference.ensemble import find_fold_models, vote_images
-from utils.inference.variants import score_variants, write_variants
 from utils.inference.refinement_weight import refine
+from utils.inference.variants import score_variants, write_variants
 from utils.pipeline.run import Run
 
 
