@@ -409,3 +409,12 @@ def test_folds_written_by_the_run_can_be_read(sample, tmp_path):
     write_json(tmp_path / "02_baseline_fcn" / "metrics.json", {"minutes": 1})
     scores = read_scores(tmp_path)
     assert scores.name.endswith("/baseline") and not scores.tta and len(scores.dice) == len(folds)
+
+
+def test_the_command_measures_what_labels_keep(sample, capsys):
+    main(["label-fidelity", str(sample), "--sizes", "64", "256", "--images", "2"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    small, full = (list(map(float, line.split()[1:])) for line in lines[-2:])
+    assert [line.split()[0] for line in lines[-2:]] == ["64", "256"]
+    assert full == [1.0] * len(full), "labels of the image's own size lose nothing"
+    assert max(small) < 1.0

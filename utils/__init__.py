@@ -1,4 +1,4 @@
-"""Hand-bone X-ray segmentation: the package behind the notebooks (see README.md, "How it is built")."""
+"""Hand-bone X-ray segmentation: the package behind the notebooks (see utils/README.md)."""
 
 import os
 

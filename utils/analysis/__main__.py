@@ -4,6 +4,7 @@
     python -m utils.analysis compare A B       a paired test of two results, and the verdict
     python -m utils.analysis report RESULT     one result: bent or straight, by class, the worst images
     python -m utils.analysis ablation RESULT   all models of its run against it: what each technique is worth
+    python -m utils.analysis label-fidelity DATA   the Dice that labels keep at several resolutions
 
 A result is <run>, <run>/<model>, <run>/ensemble or <run>/baseline; the run a folder below outputs/, or a path.
 """
@@ -18,9 +19,10 @@ from tabulate import tabulate
 from utils.analysis import ablation
 from utils.analysis.comparison import compare_scores
 from utils.analysis.experiments import as_text, experiments
+from utils.analysis.label_fidelity import label_fidelity
 from utils.analysis.results import OUTPUTS, Scores, data_folder, open_scores
 from utils.analysis.scores import ALL, by_class, by_image, summary
-from utils.data.competition import read_index
+from utils.data.competition import read_classes, read_index
 from utils.data.records import Analysis, Ensemble, read_record
 from utils.files import Problems, read_json, read_table, resolve, shown, write_table
 from utils.hand.bend import AUTO, bent_share
@@ -45,15 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = commands.add_parser("ablation", help="all models of a run against one of them")
     base.add_argument("result", help="such as ablation/base")
     base.add_argument("--csv", default="", help="also write the table to this file")
+    labels = commands.add_parser("label-fidelity", help="the Dice that labels keep at several resolutions")
+    labels.add_argument("data", help="a data folder")
+    labels.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of the labels, pixels")
+    labels.add_argument("--images", type=int, default=8, help="annotated images to measure, evenly spread (default: 8)")
     for command in (two, one):
         command.add_argument("--bent-share", type=float, default=AUTO, help="of the test images (default: measured)")
     for command in (table, two, one, base):
         command.add_argument("--outputs", default=OUTPUTS, help="folder of the runs (default: outputs)")
     given = parser.parse_args(arguments)
     try:
-        {"table": _table, "compare": _compare, "report": _report, "ablation": _ablation}[given.command](given)
+        _COMMANDS[given.command](given)
     except (Problems, ValueError, OSError) as error:
         sys.exit(str(error))
+
+
+def _label_fidelity(given: argparse.Namespace) -> None:
+    table = read_index(given.data, ("train",))
+    spread = table.iloc[:: max(len(table) // given.images, 1)].head(given.images)
+    print(label_fidelity(spread, read_classes(given.data), given.sizes).round(5).to_string())
 
 
 def _table(given: argparse.Namespace) -> None:
@@ -125,6 +137,14 @@ def _share(scores: Scores, given: float) -> tuple[float, str]:
     images = read_index(folder, ("test",), skipped) if given == AUTO else pd.DataFrame()
     return bent_share(given, submission, images, scores.dice.mean())
 
+
+_COMMANDS = {
+    "table": _table,
+    "compare": _compare,
+    "report": _report,
+    "ablation": _ablation,
+    "label-fidelity": _label_fidelity,
+}
 
 if __name__ == "__main__":
     main()
