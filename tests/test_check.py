@@ -142,7 +142,7 @@ circle = np.rint(
 SPOILT = {
     # the folder
     "no training images": (lambda d: shutil.rmtree(d / "train" / "DCM"), "no images", "no image in"),
-    "no test images": (lambda d: shutil.rmtree(d / "test"), "no images", "no image in"),
+    "no test images": (lambda d: shutil.rmtree(d / "test"), "no test images", "no image in"),
     "empty classes.txt": (write("classes.txt", b""), "classes", "empty"),
     "a class twice": (write("classes.txt", b"bone\nring\nbone\n"), "classes", "repeated: bone"),
     "classes.txt is not UTF-8": (write("classes.txt", "bone\nRöntgen\n".encode("latin1")), "classes", "not UTF-8"),
@@ -272,7 +272,7 @@ def test_bad_input_is_found_with_its_file_and_what_to_do(data, name):
     assert len(found) >= 1, table.to_string()
     assert found["problem"].str.contains(words, regex=False).any(), found["problem"].tolist()
     assert (found["severity"] == KINDS[kind].severity).all() and found["advice"].str.len().gt(10).all()
-    assert kind in ("no images",) or found["file"].ne("").all()
+    assert kind in ("no images", "no test images") or found["file"].ne("").all()
     report.write(data / "report.csv")
     assert len(pd.read_csv(data / "report.csv")) == len(table)
     if KINDS[kind].severity == "error":

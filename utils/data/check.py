@@ -143,7 +143,7 @@ def _doubtful(outlines: list[Outline], size: tuple[int, int] | None) -> Iterator
         if size is not None and ((outline.points < 0) | (outline.points > size[::-1])).any():
             kinds["partly outside"] = f"lies partly outside the {size[1]} × {size[0]} image"
         if not valid[number]:
-            reason, flat = shapely.is_valid_reason(polygons[number]), polygons[number].convex_hull.area == 0
+            reason, flat = shapely.is_valid_reason(polygons[number]), _on_a_line(outline.points)
             kind, problem = ("no area", "has no area") if flat else ("crosses itself", f"meets itself ({reason})")
             kinds[kind] = problem
         other = before.setdefault(outline.points.tobytes(), outline)
@@ -151,6 +151,13 @@ def _doubtful(outlines: list[Outline], size: tuple[int, int] | None) -> Iterator
             kinds["drawn twice"] = f"has the same points as {other}"
         for kind, problem in kinds.items():
             yield Finding(kind, f"{outline}: {problem}", label=outline.label)
+
+
+def _on_a_line(points: np.ndarray) -> bool:
+    """Whether int32 points (n, 2) enclose nothing, because all lie on one line."""
+    x, y = (points - points[0]).astype(np.float64).T
+    farthest = np.argmax(np.abs(x) + np.abs(y))
+    return bool((x * y[farthest] == y * x[farthest]).all())
 
 
 def _check_people(data_dir: str | Path, table: pd.DataFrame) -> Iterator[Finding]:

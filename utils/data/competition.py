@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from utils.data.findings import DataError, Finding
@@ -221,7 +222,10 @@ def find_outlines(
     except UnicodeDecodeError as error:
         return [], [Finding("not UTF-8", f"not UTF-8 text ({error.reason} at byte {error.start})")]
     try:
-        found = json.loads(text)
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError:  # it is stricter, with NaN for example, and says less about what is broken
+            found = json.loads(text)
     except (ValueError, RecursionError) as error:
         return [], [Finding("broken JSON", f"not JSON ({error})" if text.strip() else "the file is empty")]
     annotations = found.get("annotations") if isinstance(found, dict) else None
