@@ -13,6 +13,7 @@ from scipy import ndimage
 from tests.test_submission import CLASSES, ORDER, SIZES, data, run, saved, table  # noqa: F401  (data is a fixture)
 from utils import submission
 from utils.data.competition import HAND_BONES, DataError, read_index
+from utils.hand.plausibility import FILE_NAME, find_unlikely, side_letters, what_is_usual
 from utils.hand.sides import hand_sides
 from utils.masks import rle
 from utils.submission import shapes
@@ -188,7 +189,7 @@ def test_empty_small_and_broken_masks_are_pointed_out(hands, tmp_path):
     assert area.startswith("1 masks have areas far from those of their class in training (Radius 1), such as line ")
     assert f"{names[1]}, Radius: {run_of_radius.split()[1]} pixels, 0.0" in area
     assert pieces.startswith("1 masks have several pieces, where training images have one (Lunate 1)")
-    assert f"line {line['Lunate']}, {names[0]}, Lunate: 2 pieces, 1 of" in pieces
+    assert f"line {line['Lunate']}, {names[0]}, Lunate: 2 separate pieces, 1 of" in pieces
 
 
 def test_a_flip_that_was_not_undone_is_found(hands, tmp_path):
@@ -202,17 +203,18 @@ def test_a_flip_that_was_not_undone_is_found(hands, tmp_path):
 
 
 def test_a_hand_that_contradicts_its_name_is_found(hands):
-    from utils.submission.plausibility import Usual, _sides
-
     _, truth = hands
     found = truth.assign(**shapes.measure(truth["rle"].tolist(), [256] * len(truth), [256] * len(truth)))
     side = hand_sides(found)[0]
     image, value = side.index[0], side.iloc[0]
     for letter, expected in (("R", value < 0), ("L", value > 0)):
         named = found.assign(image_name=found["image_name"].replace(image, f"hand_{letter}.png"))
-        index = pd.DataFrame({"image_name": named["image_name"].unique(), "ID": "one"})
-        warnings = _sides(named, index, Usual(pd.DataFrame(), 0.0))
-        assert (len(warnings) == 1 and "hand_" in warnings[0]) if expected else warnings == []
+        index = pd.DataFrame({"image_name": named["image_name"].unique(), "ID": "one", "height": 256, "width": 256})
+        index["side"] = side_letters(named, index["image_name"])
+        odd = find_unlikely(named, index, what_is_usual(named, index))
+        assert odd["image_name"].tolist() == ([f"hand_{letter}.png"] if expected else []) and set(odd["rule"]) <= {
+            FILE_NAME
+        }
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_bones_whose_order_contradicts_the_others_are_named(hands, tmp_path, swa
 def test_the_side_of_a_hand_is_told_in_every_bent_wrist(tmp_path):
     """The thumb's side, which is known from the annotations' fingers, is that of all pairs of bones together."""
     from utils.sample.generator import make_sample
-    from utils.submission.plausibility import read_usual
+    from utils.submission.unlikely import read_usual
 
     folder = make_sample(tmp_path / "s", train_people=2, test_people=30, image_size=128)
     truth = submission.read(folder / "solution.csv")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from utils import figures
 from utils.analysis import statistics, survey
-from utils.analysis.label_check import suspicious
+from utils.analysis.label_check import middle_of, suspicious
 from utils.data.competition import HAND_BONES, read_index
 from utils.data.folds import assign_folds
 from utils.masks.dice import dice_of_masks
@@ -261,3 +261,15 @@ def test_figures_of_hands(hands):
     folds = assign_folds(hands.images, 5)
     assert statistics.describe_folds(folds, hands)["images"].sum() == 20
     assert len(figures.fold_sizes(folds, hands).axes[0].texts) == 5
+
+
+def test_the_middle_of_points_is_the_median_of_x_and_of_y():
+    points = np.array([0 + 5j, 1, 2 + 5j, complex("nan+nanj")])
+    assert middle_of(points, axis=0) == 1 + 5j, "a median of complex numbers would be 1"
+
+
+def test_a_class_that_no_image_shows_is_counted_as_missing(hands):
+    table = statistics.class_statistics(replace(hands, classes=[*hands.classes, "sesamoid"]))
+    assert table.loc["sesamoid", ["images", "polygons", "share"]].tolist() == [0, 0, 0]
+    images = int((hands.images["annotation"] != "").sum())
+    assert table.index[table["images"] < images].tolist() == ["sesamoid"] and table["images"].dtype.kind == "i"

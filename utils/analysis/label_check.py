@@ -9,19 +9,14 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from utils.analysis.survey import WIDTHS, Survey
+from utils.hand.plausibility import KEY, find_unlikely, what_is_usual
 
 COLUMNS = ["image_name", "ID", "class", "reason", "score", "expected"]
-KEY = ["image_name", "class"]
-USUAL = 0.9
-"""A rule about presence, pieces or holes applies to a class if it is true for at least this share of the images."""
 RARE, RARE_SHARE = 0.1, 0.25
 """An overlap is unusual if the pair overlaps in at most this share of the images, and here in more than this share of
 the smaller bone."""
 LOOP = 0.01
 """A loop of a self-crossing polygon counts if it has more than this share of the polygon's area."""
-AREA_SPREADS, AREA_RATIO = 6.0, 1.4
-"""An area is unusual if it differs from the expected one by more than this many robust standard deviations and by more
-than this factor."""
 PLACE_SPREADS, PLACE_FLOOR = 3.9, 0.1
 """A bone is out of place if its distance from the expected place is more than this many times the 75th percentile over
 the images, and more than this (in units of the hand's radius). A fifth of wrong labels hardly moves that percentile."""
@@ -33,39 +28,25 @@ def suspicious(found: Survey) -> pd.DataFrame:
     """Everything that looks wrong, the most unusual first, with the COLUMNS.
 
     class: "" for the whole image. score: a value divided by the limit of the rule; 1 for rules without numbers.
-    expected: the class that is usual where this one lies, "" if that is not the matter. The rules about areas, widths
-    and places need at least ten annotated images; those about places and sides need the classes of the fingers.
+    expected: the class that is usual where this one lies, "" if that is not the matter. The rules of
+    `hand.plausibility` compare the images with each other; those about areas, widths and places need at least ten
+    annotated images; those about places and sides need the classes of the fingers.
     """
-    rows = [*_missing(found), *_shapes(found), *_overlaps(found), *_sides(found)]
+    annotated = found.images[found.images["annotation"] != ""]
+    odd = find_unlikely(found.bones, annotated, what_is_usual(found.bones, annotated))
+    rows = [*odd[[*KEY, "reason", "score"]].itertuples(index=False, name=None), *_loops(found), *_overlaps(found)]
     if found.bones["image_name"].nunique() >= 10:
-        rows += [*_areas(found), *_widths(found), *_places(found)]
+        rows += [*_widths(found), *_places(found)]
     people = found.images.set_index("image_name")["ID"]
     table = pd.DataFrame([(name, people[name], *rest, "")[:6] for name, *rest in rows], columns=COLUMNS)
     return table.sort_values(["score", "image_name"], ascending=[False, True], ignore_index=True)
 
 
-def _missing(found: Survey) -> list[tuple]:
-    """Classes that most images have and an image lacks."""
-    annotated = found.images.loc[found.images["annotation"] != "", "image_name"]
-    present = pd.crosstab(found.bones["image_name"], found.bones["class"]).reindex(annotated, fill_value=0)
-    share = present.mean()
-    return [
-        (image, name, f"missing, though {share[name]:.0%} of the images have it", 1.0)
-        for name in present.columns[share >= USUAL]
-        for image in present.index[present[name] == 0]
-    ]
-
-
-def _shapes(found: Survey) -> list[tuple]:
-    """Masks in several pieces, with holes, or from polygons that cross themselves."""
-    bones, rows = found.bones, []
-    for column, normal, what in (("pieces", 1, "separate pieces"), ("holes", 0, "hole")):
-        usual = (bones[column] == normal).groupby(bones["class"]).transform("mean") >= USUAL
-        odd = bones.loc[usual & (bones[column] > normal), [*KEY, column]]
-        rows += [(image, name, f"{n} {what}", 1.0) for image, name, n in odd.to_numpy()]
-    odd = bones.loc[bones["crossing"] > LOOP, [*KEY, "crossing"]]
+def _loops(found: Survey) -> list[tuple]:
+    """Masks from polygons that cross themselves."""
+    odd = found.bones.loc[found.bones["crossing"] > LOOP, [*KEY, "crossing"]]
     reason = "its outline crosses itself, cutting off a loop of {:.0%}"
-    return rows + [(image, name, reason.format(n), n / LOOP) for image, name, n in odd.to_numpy()]
+    return [(image, name, reason.format(n), n / LOOP) for image, name, n in odd.to_numpy()]
 
 
 def _overlaps(found: Survey) -> list[tuple]:
@@ -82,39 +63,6 @@ def _overlaps(found: Survey) -> list[tuple]:
         reason = f"overlaps {other} by {row.share:.0%}, a pair that overlaps in only {row.shown} of {annotated} images"
         rows.append((row.image_name, wrong, reason, row.share / RARE_SHARE))
     return rows
-
-
-def _sides(found: Survey) -> list[tuple]:
-    """Images whose side, shown by the thumb, contradicts the file name or the other image of the same person."""
-    hands, rows = found.images[found.images["side"] != ""], []
-    named = hands["image_name"].str.extract(r"_([RL])\.\w+$")[0]
-    wrong = named.notna() & (named != hands["side"])
-    for row, side in zip(hands[wrong].itertuples(), named[wrong], strict=True):
-        rows.append((row.image_name, "", f"the file name says {side}, the order of the fingers {row.side}", 1.0))
-    for _, group in hands.groupby("ID"):
-        if len(group) == 2 and len(set(group["side"])) == 1:
-            thumb = "left" if group["side"].iloc[0] == "R" else "right"
-            reason = f"both images of this person show the thumb on the {thumb}"
-            rows += [(name, "", reason, 1.0) for name in group["image_name"]]
-    return rows
-
-
-def _areas(found: Survey) -> list[tuple]:
-    """Areas that are unusual for the class, relative to the size of the hand."""
-    areas = np.log(found.bones.pivot_table(index="image_name", columns="class", values="area"))
-    if areas.shape[1] < 5:  # the size of the hand could not be told from the size of the bone
-        return []
-    relative = areas - areas.median()
-    relative = relative.sub(relative.median(axis=1), axis=0)
-    relative = relative - relative.median()
-    spread = 1.4826 * relative.abs().median()
-    limit = np.maximum(AREA_SPREADS * spread, np.log(AREA_RATIO))
-    score = (relative.abs() / limit).to_numpy()
-    reason = "{:.2f} times the area expected for a hand of this size"
-    return [
-        (areas.index[i], areas.columns[j], reason.format(np.exp(relative.iloc[i, j])), float(score[i, j]))
-        for i, j in np.argwhere(score > 1)
-    ]
 
 
 def _widths(found: Survey) -> list[tuple]:
@@ -141,11 +89,10 @@ def _places(found: Survey) -> list[tuple]:
     names, classes, points = _aligned(found)
     if len(classes) < 5 or len(names) < 10:
         return []
-    usual = np.nanmedian(points, axis=0)
+    usual = middle_of(points, axis=0)
     off = points - usual
     near = np.argsort(abs(usual[:, None] - usual), axis=1)[:, 1:6]
-    around = off[:, near]
-    off = off - (np.nanmedian(around.real, axis=2) + 1j * np.nanmedian(around.imag, axis=2))
+    off = off - middle_of(off[:, near], axis=2)
     limit = np.maximum(PLACE_SPREADS * np.nanpercentile(abs(off), 75, axis=0), PLACE_FLOOR)
     rows = []
     for image in np.flatnonzero((abs(off) > limit).any(axis=1)):
@@ -180,7 +127,7 @@ def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
     points = points / np.sqrt(np.nanmean(abs(points) ** 2, axis=1, keepdims=True))
     known = ~np.isnan(points)
     for _ in range(4):
-        usual = np.nanmedian(points.real, axis=0) + 1j * np.nanmedian(points.imag, axis=0)
+        usual = middle_of(points, axis=0)
         weight = np.where(known, 1 / (0.02 + np.nan_to_num(abs(points - usual))), 0)
         weight /= weight.sum(axis=1, keepdims=True)
         filled = np.where(known, points, 0)
@@ -189,6 +136,14 @@ def _aligned(found: Survey) -> tuple[list[str], list[str], np.ndarray]:
         turn = turn / (weight * abs(filled - here) ** 2).sum(axis=1, keepdims=True)
         points = (points - here) * turn + there
     return list(x.index), classes, points
+
+
+def middle_of(points: np.ndarray, axis: int) -> np.ndarray:
+    """The median of x and of y of complex points x + iy along an axis, without those that are NaN.
+
+    NumPy's median of complex numbers is that of x alone: it sorts by the real part.
+    """
+    return np.nanmedian(points.real, axis=axis) + 1j * np.nanmedian(points.imag, axis=axis)
 
 
 def _more_unusual_first(found: Survey, image: str, a: str, b: str) -> tuple[str, str]:

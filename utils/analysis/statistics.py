@@ -9,12 +9,14 @@ from utils.analysis.survey import Survey
 def class_statistics(found: Survey) -> pd.DataFrame:
     """One row per class: images that have it, polygons per image, mean, min and max area, share of the image.
 
-    Areas in pixels, over the images that have the class; share: mean area divided by the image's pixels.
+    Areas in pixels, over the images that have the class, NaN where none has; share: mean area divided by the image's
+    pixels.
     """
     groups = found.bones.assign(share=image_shares(found)).groupby("class")
     areas = groups["area"].agg(images="size", mean_area="mean", min_area="min", max_area="max")
     areas.insert(1, "polygons", groups["polygons"].mean())
-    return areas.assign(share=groups["share"].mean()).reindex(found.classes)
+    table = areas.assign(share=groups["share"].mean()).reindex(found.classes)
+    return table.fillna({"images": 0, "polygons": 0, "share": 0}).astype({"images": int})
 
 
 def image_shares(found: Survey) -> pd.Series:

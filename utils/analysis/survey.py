@@ -14,7 +14,7 @@ from utils.data.cache import read_image
 from utils.data.competition import read_annotation
 from utils.files import cores
 from utils.hand.bend import ANGLE, BENT_DEGREES, angle_of
-from utils.hand.sides import hand_sides
+from utils.hand.plausibility import side_letters
 from utils.masks.dice import dice_of_areas
 from utils.masks.labels import coverage, draw_region
 from utils.masks.sparse import Patch
@@ -67,8 +67,7 @@ def survey(table: pd.DataFrame, classes: Sequence[str], grid: int = 128, threads
     density /= 255 * max(1, int((table["annotation"] != "").sum()))
     images = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
     images["bent"] = images[ANGLE].abs() > BENT_DEGREES
-    sides = hand_sides(bones)[0].map({1: "R", -1: "L"})
-    images["side"] = sides.reindex(images["image_name"]).fillna("").to_numpy()
+    images["side"] = side_letters(bones, images["image_name"])
     return Survey(classes, images, bones, pairs, density, np.array(histograms))
 
 

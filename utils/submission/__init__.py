@@ -14,4 +14,4 @@ from utils.submission.csv_file import COLUMNS as COLUMNS
 from utils.submission.csv_file import expected_rows as expected_rows
 from utils.submission.csv_file import read as read
 from utils.submission.csv_file import write as write
-from utils.submission.plausibility import find_warnings as find_warnings
+from utils.submission.unlikely import find_warnings as find_warnings

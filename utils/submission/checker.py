@@ -16,7 +16,7 @@ EXAMPLES = 10
 
 
 def check(path: str | Path, data_dir: str | Path) -> list[str]:
-    """Find every error of a submission file; `plausibility.find_warnings` finds what is only unlikely.
+    """Find every error of a submission file; `unlikely.find_warnings` finds what is only unlikely.
 
     Args:
         path: the CSV file.
