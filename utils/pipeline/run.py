@@ -128,9 +128,9 @@ class Run:
 
     @property
     def solution(self) -> Path | None:
-        """The true masks of the test images, solution.csv; None if the data folder has none."""
+        """The true masks of the test images, solution.csv; None if the data folder has none of either."""
         path = self.data_dir / "solution.csv"
-        return path if path.exists() else None
+        return path if path.exists() and (self.test or self.skipped) else None
 
     def test_dice(self, votes: Mapping[str, list[str]]) -> float | None:
         """Mean Dice of the test images by the local solution; None without one. votes: see `all_test_images`."""
