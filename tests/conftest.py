@@ -10,6 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,12 +35,40 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def shared(tmp_path_factory, name, make):
+    """A folder that `make` fills once for all workers: by the first that asks for it, the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A tiny synthetic data set: 6 people to train on, 2 to test, 256 × 256 pixels."""
     from utils.sample.generator import make_sample
 
-    return make_sample(tmp_path_factory.mktemp("data") / "sample", train_people=6, test_people=2, image_size=256)
+    def make(folder):
+        make_sample(folder / "sample", train_people=6, test_people=2, image_size=256)
+
+    return shared(tmp_path_factory, "data", make) / "sample"
+
+
+@pytest.fixture(scope="session")
+def run(sample, tmp_path_factory):
+    """A run of the notebooks on the sample, see `tests.notebooks.shared_steps`; nobody may change it."""
+    from tests.execute import execute_all
+    from tests.notebooks import shared_steps
+
+    def make(folder):
+        errors = execute_all(shared_steps(sample, folder / "run"), folder)
+        assert not any(errors), errors
+
+    return shared(tmp_path_factory, "run", make) / "run"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Running notebooks by papermill as a person types it, for the tests."""
+"""The run of all notebooks that tests share, and running one by papermill as a person types it."""
 
 import subprocess
 import sys
@@ -16,6 +16,49 @@ QUICK = {
     "architecture": "deeplabv3plus",
     "encoder": "tu-mobilenetv3_small_050",
 }
+
+ZOO = {
+    "architectures": ["linknet", "deeplabv3plus"],
+    "cost_size": 64,
+    "image_size": 64,
+    "epochs": 1,
+    "cam_size": 64,
+    "cam_epochs": 1,
+}
+EXPORT = {
+    "formats": ["onnx", "int8"],
+    "calibration_images": 4,
+    "images": 2,
+    "architectures": ["linknet"],
+    "architecture_size": 32,
+}
+
+
+def shared_steps(sample, folder):
+    """Notebook, executed notebook and parameters of each step of the run that all tests share.
+
+    01, 02, 03 and 04 (two folds, all, and a wrist stage), 05, 06, 07, 08 and 10, in turn.
+    """
+    common = {"data_dir": str(sample), "output_dir": str(folder), "n_folds": 3}
+    wrist = {"image_size": 96, "crop": 48, "wrist_of": "thin"}
+    steps = [
+        ("01_eda", {"examples": 2}),
+        ("02_baseline_fcn", {"image_size": 64, "epochs": 1, "batch_size": 4, "precision": "32-true"}),
+        *(("03_train", QUICK | {"fold": fold, "model": "thin"}) for fold in (0, 1, -1)),
+        *(("04_inference_tta", {"fold": fold, "examples": 1}) for fold in (0, 1, -1)),
+        ("03_train", QUICK | wrist | {"fold": 0, "model": "thin_wrist"}),
+        ("04_inference_tta", {"fold": 0, "model": "thin_wrist", "examples": 1}),
+        ("05_ensemble", {"examples": 1, "tune_thresholds": True}),
+        ("06_model_zoo", ZOO),
+        ("07_analysis", {"worst": 1, "bent_share": 0.5, "ablation": "thin", "against": [f"{folder}/thin"]}),
+        ("08_instances", {"examples": 1}),
+        ("10_export", EXPORT),
+    ]
+    made = []
+    for name, parameters in steps:
+        kind = "wrist" if "wrist" in parameters.get("model", "") else parameters.get("fold", 0)
+        made.append((name, folder / f"{name}-{kind}.ipynb", common | parameters))
+    return made
 
 
 def papermill(notebook, output, cwd=ROOT, **parameters):

@@ -6,31 +6,24 @@ import subprocess
 import nbformat
 import pytest
 
-from tests.notebooks import PAPERMILL, QUICK, outputs, papermill
+from tests.execute import execute_all
+from tests.notebooks import QUICK, outputs
 from utils.files import ROOT, read_json
 from utils.submission import check
 
 
 def test_papermill_inside_notebooks_and_earlier_steps_run_by_themselves(sample, tmp_path):
-    run = tmp_path / "run"
-    finished = papermill(
-        "04_inference_tta.ipynb",
-        tmp_path / "04.ipynb",
-        cwd=ROOT / "notebooks",
-        data_dir=sample,
-        output_dir=run,
-        model="none",
-    )
-    assert finished.returncode != 0 and "no model 'none'" in finished.stderr
-    earlier = papermill(
-        "03_train.ipynb", tmp_path / "03.ipynb", cwd=ROOT / "notebooks", data_dir=sample, output_dir=run, **QUICK
-    )
-    assert earlier.returncode == 0, earlier.stderr[-3000:]
-    finished = papermill(
-        "05_ensemble.ipynb", tmp_path / "05.ipynb", data_dir=sample, output_dir=run, n_folds=3, examples=1
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    """Started in notebooks/, as JupyterLab does."""
+    common = {"data_dir": sample, "output_dir": tmp_path / "run"}
+    steps = [
+        ("04_inference_tta", tmp_path / "04.ipynb", common | {"model": "none"}),
+        ("03_train", tmp_path / "03.ipynb", common | QUICK),
+        ("05_ensemble", tmp_path / "05.ipynb", common | {"n_folds": 3, "examples": 1}),
+    ]
+    missing, *others = execute_all(steps, tmp_path, cwd=ROOT / "notebooks")
+    assert "no model 'none'" in missing and others == ["", ""]
     assert "running notebooks/04_inference_tta.ipynb first" in outputs(tmp_path / "05.ipynb")
+    assert (tmp_path / "run" / "04_inference_tta" / "04_inference_tta.ipynb").exists()
 
 
 OWN_LINES = {
@@ -40,28 +33,37 @@ OWN_LINES = {
 }
 
 
+@pytest.fixture(scope="module")
+def own(sample, tmp_path_factory):
+    """A run in which notebook 03 was executed with each of OWN_LINES in turn, and 04's error with its own network."""
+    folder = tmp_path_factory.mktemp("own")
+    common = {"data_dir": sample, "output_dir": folder / "run"}
+    steps = []
+    for part, code in OWN_LINES.items():
+        book = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
+        (cell,) = (cell for cell in book.cells if cell.get("id") == "parts")
+        lines = cell.source.splitlines()
+        (number,) = (i for i, line in enumerate(lines) if line.startswith(f"{part} = "))
+        lines[number] = f"{part} = {code}"
+        cell.source = "\n".join(lines)
+        nbformat.write(book, folder / f"{part}.ipynb")
+        steps.append((folder / f"{part}.ipynb", folder / f"out-{part}.ipynb", common | QUICK | {"model": part}))
+    steps.append(("04_inference_tta", folder / "04.ipynb", common | {"n_folds": 3, "model": "network"}))
+    return folder / "run", execute_all(steps, folder)
+
+
 @pytest.mark.parametrize("part", OWN_LINES)
-def test_a_replaced_line_is_trained(sample, tmp_path, part):
-    book = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
-    (cell,) = (cell for cell in book.cells if cell.get("id") == "parts")
-    lines = cell.source.splitlines()
-    (number,) = (i for i, line in enumerate(lines) if line.startswith(f"{part} = "))
-    lines[number] = f"{part} = {OWN_LINES[part]}"
-    cell.source = "\n".join(lines)
-    nbformat.write(book, tmp_path / "own.ipynb")
-    given = {"data_dir": sample, "output_dir": tmp_path / "run", "model": "own", **QUICK}
-    command = [PAPERMILL, tmp_path / "own.ipynb", tmp_path / "out.ipynb", "--no-progress-bar"]
-    command += [text for name, value in given.items() for text in ("-p", name, str(value))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "run" / "03_train" / "own" / "fold0"
+def test_a_replaced_line_is_trained(own, part):
+    run, errors = own
+    assert errors[list(OWN_LINES).index(part)] == ""
+    folder = run / "03_train" / part / "fold0"
     assert 0 <= read_json(folder / "metrics.json")["val_dice"] <= 1
     inline = read_json(folder / "best" / "config.json")["architecture"] == ""
     assert inline == (part == "network")
-    if inline:
-        common = {"data_dir": sample, "output_dir": tmp_path / "run", "n_folds": 3, "model": "own"}
-        refused = papermill("04_inference_tta.ipynb", tmp_path / "04.ipynb", **common)
-        assert refused.returncode and "given inline" in refused.stderr and "@register_model(" in refused.stderr
+
+
+def test_a_network_given_inline_is_refused_later_with_what_to_write(own):
+    assert "given inline" in own[1][-1] and "@register_model(" in own[1][-1]
 
 
 OWN_PROFILE = """
@@ -88,5 +90,5 @@ def test_the_example_plugin_runs_through_run_all(sample, tmp_path):
     assert (config["architecture"], config["plugin"]) == ("small_net", "notebooks/plugins/example.py")
     assert check(tmp_path / "submissions" / f"{run.name}.csv", sample) == []
     loose = {"data_dir": sample, "output_dir": run, "n_folds": 3, "model": "mine", "tta": "none"}
-    refused = papermill("04_inference_tta.ipynb", tmp_path / "04.ipynb", **loose)
-    assert refused.returncode and "-p plugins '[notebooks/plugins/example.py]'" in refused.stderr
+    (refused,) = execute_all([("04_inference_tta", tmp_path / "04.ipynb", loose)], tmp_path)
+    assert "-p plugins '[notebooks/plugins/example.py]'" in refused
