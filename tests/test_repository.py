@@ -169,6 +169,10 @@ def test_files_stay_short():
     assert {path: n for path, n in lengths.items() if n > 320} == {}
 
 
+def test_the_readme_stays_short():
+    assert (ROOT / "README.md").stat().st_size <= 10_240
+
+
 def test_requirements_name_what_is_imported():
     names = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "PyYAML", "sklearn": "scikit-learn"}
     listed = re.findall(r"^([\w.-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
