@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data import folds as folding
+from utils.data.check import check_data
 from utils.data.competition import (
     HAND_BONES,
     DataError,
     read_annotation,
     read_classes,
     read_index,
-    read_metadata,
 )
+from utils.data.people import person_values, read_metadata
 from utils.files import ROOT
 from utils.hand import bend
 from utils.sample.images import geometry
@@ -95,6 +96,26 @@ def test_metadata_is_cleaned_and_joined_on_id(copy):
     pd.testing.assert_frame_equal(read_index(copy), table)
     (copy / "meta_data.xlsx").unlink()
     assert "age" not in read_index(copy)
+
+
+def test_metadata_written_by_hand_is_understood_by_one_reader(copy):
+    rows = [
+        (1, "25세", "여", "60kg", "1.70m", None),
+        (2, 30, "_x0008_M", 70, "170cm", "네일있음"),
+        ("NA", "", "", "", "", ""),
+        (None, 40, "F", 50, 160, None),
+        ("007", "?", "남", 0, 999, None),
+    ]
+    names = ["ID", "나이", "성별", "체중(몸무게)", "키(신장)", None]
+    pd.DataFrame(rows, columns=names).to_excel(copy / "meta_data.xlsx", index=False)
+    table = read_metadata(copy)
+    assert table["ID"].tolist() == ["1", "2", "NA", "007"] and table.attrs["nameless"] == 1
+    assert table["sex"].tolist() == ["F", "M", None, "M"], "an empty sex is no woman"
+    numbers = table[["age", "weight_kg", "height_cm"]].to_numpy()
+    assert np.array_equal(numbers[:2], [[25, 60, 170], [30, 70, 170]]) and np.isnan(numbers[2:]).all()
+    assert table["nail_art"].tolist() == [False, True, False, False]
+    assert person_values(table)[:, 4:].sum(axis=1).tolist() == [4, 4, 0, 1]
+    assert "1 rows of the table have no ID" in check_data(copy, n_folds=2).table()["problem"].tolist()
 
 
 def test_wrist_angle_measures_the_bend():

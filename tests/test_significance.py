@@ -13,7 +13,7 @@ from scipy import ndimage, stats
 from tests import reference
 from tests.strategies import floats
 from utils.data import significance
-from utils.data.significance import FEW, RESAMPLES, bootstrap, sign_flip_p
+from utils.data.significance import ENOUGH, FEW, LEVEL, RESAMPLES, bootstrap, sign_flip_p
 from utils.files import ROOT
 from utils.masks import rle
 from utils.masks.surface import surface_distances
@@ -56,7 +56,7 @@ def test_the_interval_is_that_of_all_resamples_for_groups_of_few_people_with_dif
         for other in itertools.product((3, 4), repeat=2):
             groups = [np.concatenate([values[people == p] for p in drawn]).mean() for drawn in (straight, other)]
             means.append(np.dot(groups, [0.4, 0.6]))
-    ours = bootstrap(values, people, bent, {False: 0.4, True: 0.6})
+    ours = bootstrap(values, people, bent, {False: 0.4, True: 0.6}, enough=2)
     mean, half = 0.4 * values[~bent].mean() + 0.6 * values[bent].mean(), reach(2) * np.std(means)
     assert ours.mean == pytest.approx(mean)
     assert (ours.low, ours.high) == pytest.approx((mean - half, mean + half), rel=0.03)
@@ -68,7 +68,9 @@ def test_95_of_100_intervals_contain_the_true_mean(people, monkeypatch):
     rng = np.random.default_rng(people)
     of_image = np.repeat(np.arange(people), 2)
     found = [
-        bootstrap(np.repeat(rng.normal(0, 1, people), 2) + rng.normal(0, 0.5, 2 * people), of_image, seed=seed)
+        bootstrap(
+            np.repeat(rng.normal(0, 1, people), 2) + rng.normal(0, 0.5, 2 * people), of_image, seed=seed, enough=2
+        )
         for seed in range(400)
     ]
     inside = np.mean([one.low < 0 < one.high for one in found])
@@ -170,3 +172,15 @@ def test_hd95_of_a_shifted_square_is_the_shift():
 def test_the_mean_distance_is_that_over_the_pixels_of_both_outlines():
     found = surface_distances(["1 1", "1 1"], ["6 1", "1 1 5 1"], (3, 10))
     assert found.msd.tolist() == [5, pytest.approx(4 / 3)] and found.hd95.tolist() == [5, pytest.approx(3.8)]
+
+
+def test_fewer_people_than_can_show_anything_get_no_interval():
+    agree = np.full(10, 0.02)
+    five, six = np.repeat(np.arange(5), 2), np.repeat(np.arange(6), 2)
+    assert sign_flip_p(agree, five) > 1 - LEVEL > sign_flip_p(np.full(12, 0.02), six), "so it takes six"
+    mean, low, high = bootstrap(draws(10), five)
+    assert mean == pytest.approx(draws(10).mean()) and np.isnan([low, high]).all()
+    assert np.isfinite(bootstrap(draws(12), six)).all() and ENOUGH == 6
+    bent = np.arange(16) < 4  # two bent people, six straight ones
+    weighted = bootstrap(draws(16), np.repeat(np.arange(8), 2), bent, {True: 0.6, False: 0.4})
+    assert np.isfinite(weighted.mean) and np.isnan(weighted.low), "the smallest group decides"

@@ -87,7 +87,8 @@ def as_text(found: Ablation) -> str:
     """The ablation for a terminal or a README: a table in Markdown, and what to know about it."""
     rows = []
     for row in found.table.itertuples():
-        interval = f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]"
+        ends = f" [{_signed(row.low)}, {_signed(row.high)}]" if row.low == row.low else ""
+        interval = f"{_signed(row.difference)}{ends}"
         numbers = [f"{row.dice:.4f}", interval, _signed(row.bent)]
         rows.append([row.technique, *numbers, row.verdict, f"{row.minutes:.1f}"])
     several = f", mean of {1 + len(found.repeats)} seeds" if found.repeats else ""

@@ -47,7 +47,9 @@ class Comparison:
         """One sentence, with difference, 95 % interval and p."""
         gain, low, high = self.estimate
         if np.isnan(low):
-            return f"no difference can be shown: {self.b} − {self.a} = {gain:+.4f} on one person"
+            people = int(self.rows.loc[ALL, "people"])
+            whom = "one person" if people == 1 else f"{people} people"
+            return f"no difference can be shown: {self.b} − {self.a} = {gain:+.4f} on {whom}"
         if self.winner:
             loser = self.a if self.winner == self.b else self.b
             gain, low, high = (gain, low, high) if self.winner == self.b else (-gain, -high, -low)

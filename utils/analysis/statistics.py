@@ -67,7 +67,7 @@ def bone_sizes(found: Survey) -> pd.DataFrame:
 
 def correlations(sizes: pd.DataFrame) -> pd.Series:
     """Pearson's correlation of hand_size with age, weight, height and sex (male = 1); `sizes`: see `bone_sizes`."""
-    measures = sizes.assign(male=(sizes["sex"] == "M").astype(float)).drop(columns=["sex"])
+    measures = sizes.assign(male=sizes["sex"].map({"F": 0.0, "M": 1.0})).drop(columns=["sex"])
     return measures.corr()["hand_size"].drop("hand_size")
 
 
@@ -79,7 +79,7 @@ def describe_folds(folds: pd.DataFrame, found: Survey) -> pd.DataFrame:
     if "sex" in found.images:
         known = people.merge(found.images.drop_duplicates("ID")[["ID", "age", "sex"]], on="ID").groupby("fold")
         table["mean_age"] = known["age"].mean()
-        table["women"] = known["sex"].apply(lambda sex: (sex == "F").mean())
+        table["women"] = known["sex"].apply(lambda sex: (sex.dropna() == "F").mean())
     return table
 
 

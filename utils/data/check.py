@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from utils.data.competition import Outline, find_images, find_outlines, read_classes, read_metadata
+from utils.data.competition import Outline, find_images, find_outlines, read_classes
 from utils.data.findings import KINDS, DataError, Finding
 from utils.data.label_fixes import Fix, apply_label_fixes
+from utils.data.people import read_metadata
 from utils.files import cores, write_table
 
 COLUMNS = ["severity", "kind", "file", "image", "class", "problem", "advice"]
@@ -172,6 +173,8 @@ def _check_people(data_dir: str | Path, table: pd.DataFrame) -> Iterator[Finding
         return
     if metadata is None:
         return
+    if nameless := metadata.attrs["nameless"]:
+        yield Finding("metadata only", f"{nameless} rows of the table have no ID", "meta_data.xlsx")
     pictured, listed = set(table["ID"]), set(metadata["ID"])
     for person in sorted(listed - pictured):
         yield Finding("metadata only", f"{person} is in the table, but has no images", "meta_data.xlsx")

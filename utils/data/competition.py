@@ -17,20 +17,12 @@ import orjson
 import pandas as pd
 
 from utils.data.findings import DataError, Finding
+from utils.data.people import read_metadata
 from utils.data.png import DamagedImage, read_header
 from utils.files import nearest
 from utils.hand.bones import HAND_BONES
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".webp"}
-METADATA_COLUMNS = {
-    "나이": "age",
-    "성별": "sex",
-    "체중(몸무게)": "weight_kg",
-    "키(신장)": "height_cm",
-    "Unnamed: 5": "nail_art",
-}
-
-
 MOST_POINTS, MOST_BYTES = 100_000, 2**26
 """Points of a polygon and bytes of an annotation file; an outline drawn by hand has about a hundred points."""
 FARTHEST = 2**20
@@ -144,29 +136,6 @@ def read_index(
     table = table[~table["path"].isin(skip)].drop(columns=["bits", "path"]).reset_index(drop=True)
     metadata = read_metadata(data_dir)
     return table if metadata is None else table.merge(metadata, on="ID", how="left", validate="many_to_one")
-
-
-def read_metadata(data_dir: str | Path) -> pd.DataFrame | None:
-    """`meta_data.xlsx` cleaned: ID, age, sex ("F"/"M"), weight_kg, height_cm, nail_art (bool); None without the file.
-
-    In the file, `성별` (sex) contains `_x0008_`, an escaped backspace, and the last column has 네일있음 for nail art.
-    Each ID has one row, the first one. Raises DataError for a file that is no Excel table or lacks a column.
-    """
-    path = Path(data_dir) / "meta_data.xlsx"
-    if not path.exists():
-        return None
-    try:
-        raw = pd.read_excel(path)
-    except Exception as error:  # openpyxl raises whatever it stumbles over
-        raise DataError(f"{path}: not an Excel table", [f"{type(error).__name__}: {error}"]) from error
-    missing = [c for c in ("ID", *METADATA_COLUMNS) if c not in raw.columns and c != "Unnamed: 5"]
-    if missing:
-        raise DataError(f"{path}: unexpected columns {list(raw.columns)}", [f"missing column {c}" for c in missing])
-    table = raw.reindex(columns=["ID", *METADATA_COLUMNS]).rename(columns=METADATA_COLUMNS)
-    table["ID"] = table["ID"].astype(str).str.strip()
-    table["sex"] = table["sex"].astype(str).str.replace("_x0008_", "").str.replace("\b", "").str.strip()
-    table["nail_art"] = table["nail_art"].notna() & table["nail_art"].astype(str).str.strip().ne("")
-    return table.drop_duplicates("ID").reset_index(drop=True)
 
 
 class Outline(NamedTuple):

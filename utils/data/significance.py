@@ -17,6 +17,11 @@ FEW = 8
 """With fewer people, percentiles of bootstrap means would end at the largest value found: Student's t is used."""
 
 
+ENOUGH = 6
+"""No interval is given for fewer people: of five, even if all agree, the sign-flip test can show nothing at LEVEL (its
+p-value is at least 2 / 2⁵ = 0.06), and an interval must not claim more than the test."""
+
+
 class Estimate(NamedTuple):
     """A mean with the ends of its interval; floats, or arrays with one element per column of the values."""
 
@@ -31,6 +36,7 @@ def bootstrap(
     strata: np.ndarray | None = None,
     shares: Mapping | None = None,
     seed: int = 0,
+    enough: int = ENOUGH,
 ) -> Estimate:
     """The mean of `values` over images, with its interval from resampling people.
 
@@ -45,10 +51,11 @@ def bootstrap(
         shares: the weight of each group, with sum 1. The result is the mean of the groups' means with these weights,
             and people are drawn within their group. None: no groups.
         seed: of the draws.
+        enough: fewest people in each group for an interval; at least 2, as nothing varies about one.
 
     Returns:
-        Mean, low and high. All are NaN if a group with a weight has no image; low and high are NaN if it has only one
-        person, about whom nothing varies.
+        Mean, low and high. All are NaN if a group with a weight has no image; low and high are NaN if it has fewer
+        people than `enough`.
     """
     values, people = np.asarray(values, float), np.asarray(people)
     columns = values.reshape(len(values), -1)
@@ -66,7 +73,7 @@ def bootstrap(
         mean = mean + share * columns[rows].mean(axis=0)
         draws = draws + share * (counts @ sums) / (counts @ sizes)[:, None]
         fewest = min(fewest, number)
-    return _shaped(values, mean, *_interval(mean, draws, fewest))
+    return _shaped(values, mean, *_interval(mean, draws, fewest if fewest >= enough else 0))
 
 
 def _interval(mean: np.ndarray, draws: np.ndarray, people: int) -> np.ndarray:
