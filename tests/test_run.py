@@ -17,6 +17,7 @@ from utils.files import ROOT, read_json, read_table, write_json, write_table
 from utils.models.base import ModelError
 from utils.models.checkpoint import hash_people
 from utils.pipeline import changes
+from utils.pipeline.judge import describe_vote
 from utils.pipeline.run import start_run
 from utils.pipeline.steps import Step
 from utils.pipeline.up_to_date import digests, inputs
@@ -141,3 +142,21 @@ def test_two_first_starts_install_once(tmp_path):
     assert {process.returncode for process in starts} == {0}
     assert python.with_name("python.log").read_text().split() == ["begins", "ends"]
     assert (tmp_path / ".venv" / "requirements.sha256").exists() and (tmp_path / "outputs" / "try").is_dir()
+
+
+def test_the_record_of_a_vote_tells_scores_and_weights_of_its_models():
+    tables = {name: pd.DataFrame({"bone": [dice]}) for name, dice in (("a", 0.8), ("b", 0.6), ("ensemble", 0.9))}
+    voting = SimpleNamespace(tables=tables, weights={"a": 0.7, "b": 0.3}, crossed=0.89)
+    models = [SimpleNamespace(model=m, fold=f, config=SimpleNamespace(score=0.5 + f)) for m, f in (("a", 0), ("b", -1))]
+    stages = [
+        SimpleNamespace(model=name, first="a", weight=weight, summary=lambda: {"wrist_of": "a"})
+        for name, weight in (("fine", 0.5), ("off", 0))
+    ]
+    found = Ensemble(**describe_vote(voting, models, stages, {"ensemble": 0.85, "a": 0.81}))
+    assert (found.oof_dice, found.oof_dice_cross_fitted, found.test_dice) == (0.9, 0.89, 0.85)
+    assert found.models["a"] == {"oof_dice": 0.8, "test_dice": 0.81, "weight": 0.7}
+    assert found.models["b"]["test_dice"] is None
+    assert found.fold_models[1] == {"model": "b", "fold": -1, "weight": 0.3, "val_dice": -0.5}
+    assert [stage["oof_dice"] for stage in found.wrist_stages.values()] == [0.8, None]
+    nothing = SimpleNamespace(tables={}, weights={"a": 1.0}, crossed=None)
+    assert describe_vote(nothing, [], [], {})["oof_dice"] is None

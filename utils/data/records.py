@@ -221,9 +221,6 @@ class Export(OfFoldModel):
     architectures: list[dict[str, Any]] = []
 
 
-KINDS: tuple[type[Record], ...] = (
-    Exploration, Baseline, Training, Prediction, Ensemble, Zoo, Analysis, Instances, Yolo, Export,
-)  # fmt: skip
 PREDICTING: tuple[type[OfFoldModel], ...] = (Prediction, Yolo)
 """Records of steps whose stored probabilities vote; `checkpoint_of` is the step in whose folder the weights are."""
 

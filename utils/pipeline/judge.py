@@ -1,17 +1,45 @@
-"""What notebook 07 judges: the masks of a result as it was voted, and the techniques of an ablation."""
+"""What notebook 05 says about a vote, and what 07 judges: masks as they were voted, techniques of an ablation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from utils.analysis.ablation import VARIANTS, Ablation, find_repeats, judge_techniques
 from utils.analysis.results import ENSEMBLE
 from utils.data.cache import Cache
 from utils.data.records import Ensemble
 from utils.device import choose_device
-from utils.inference.ensemble import find_fold_models, vote_images
-from utils.inference.refinement_weight import refine
+from utils.inference.ensemble import FoldModel, find_fold_models, vote_images
+from utils.inference.refinement_weight import Stage, refine
 from utils.inference.variants import score_variants, write_variants
+from utils.inference.weights import Vote
+from utils.masks.dice import mean_dice
 from utils.pipeline.run import Run
+
+
+def describe_vote(
+    voting: Vote, fold_models: Sequence[FoldModel], stages: Sequence[Stage], test_dice: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """What the record of a vote, `data.records.Ensemble`, says about its models: their scores and weights.
+
+    stages: the refining models that were judged. test_dice: by model, and of "ensemble".
+    """
+    oof = {name: mean_dice(table) for name, table in voting.tables.items()}
+    refined = {stage.model: oof.get(stage.first) if stage.weight else None for stage in stages}
+    return {
+        "oof_dice": oof.get(ENSEMBLE),
+        "oof_dice_cross_fitted": voting.crossed,
+        "test_dice": test_dice.get(ENSEMBLE),
+        "fold_models": [
+            {"model": m.model, "fold": m.fold, "weight": voting.weights[m.model], "val_dice": m.config.score}
+            for m in fold_models
+        ],
+        "models": {
+            name: {"oof_dice": oof.get(name), "test_dice": test_dice.get(name), "weight": weight}
+            for name, weight in voting.weights.items()
+        },
+        "wrist_stages": {stage.model: {"oof_dice": refined[stage.model], **stage.summary()} for stage in stages},
+    }
 
 
 def judged_masks(run: Run, judged: str, vote: Ensemble) -> tuple[Callable, Cache]:
