@@ -140,6 +140,22 @@ def test_wrist_stages_of_nothing_are_refused(tmp_path):
         steps(path, "wrist", "data/sample")
 
 
+def test_the_zoo_and_exports_are_in_a_run_where_the_profile_names_them(tmp_path):
+    path = tmp_path / "all.yaml"
+    path.write_text("folds: [0, 1]\nmodels: {a: {}, b: {votes: false}, c: {after: b}}\n")
+    without = [step.name for step in steps(path, "all", "data/sample")]
+    path.write_text(path.read_text() + "zoo: {epochs: 2}\nexport: {formats: [onnx]}\nyolo: {y: {}}\n")
+    planned = {step.name: step for step in steps(path, "all", "data/sample")}
+    exported = {f"10_export/{model}/fold{fold}" for model in "abc" for fold in (0, 1)}
+    yolo = {f"09_yolo/y/fold{fold}" for fold in (0, 1)}
+    assert set(planned) - set(without) == {"06_model_zoo", *exported, *yolo}
+    assert planned["06_model_zoo"].parameters["epochs"] == 2 and planned["06_model_zoo"].after == []
+    step = planned["10_export/c/fold1"]
+    assert step.after == ["03_train/c/fold1"] and step.parameters["formats"] == ["onnx"]
+    assert (step.parameters["model"], step.parameters["fold"]) == ("c", 1)
+    assert yolo < set(planned["05_ensemble"].after)
+
+
 def test_run_names():
     assert run_name("sample", None) == "sample"
     assert run_name("sample", "/a/b/nuclei") == "sample-nuclei"
