@@ -1,10 +1,12 @@
 """The data folder: index, annotations, metadata, folds."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data import folds as folding
+from utils.data.cache import FORMAT, RESAMPLE, Cache
 from utils.data.check import check_data
 from utils.data.competition import (
     HAND_BONES,
@@ -216,3 +219,29 @@ def test_folds_are_kept_whatever_the_seed_and_it_is_said(sample, tmp_path, capsy
     assert capsys.readouterr().out == ""
     pd.testing.assert_frame_equal(folding.read_folds(tmp_path / "folds.csv", table, classes, 3, seed=1), first)
     assert "was not dealt with seed 1; its folds are kept" in capsys.readouterr().out
+
+
+ENTRY_DIGESTS = {1: "221bb1eff944c76a9bf7683438fc44587543002e6dd43495e745fa24be979624"}
+"""What the bytes of one entry hash to, by `cache.FORMAT`. If the bytes change, raise FORMAT and add a line here."""
+
+
+def test_a_cache_entry_has_the_bytes_of_its_format(tmp_path):
+    rows, columns = np.mgrid[:60, :90]
+    cv2.imwrite(str(tmp_path / "a.png"), (2 * rows + columns).astype(np.uint8))
+    annotations = [
+        {"label": "a", "points": [[5, 5], [40, 9.4], [30, 44]]},
+        {"label": "a", "points": [[60, 20], [99, 20], [80, 70]]},
+        {"label": "b", "points": [[20, 20], [70, 25], [50, 50], [22, 40]]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations}))
+    row = {"image_name": "a.png", "ID": "1", "image": tmp_path / "a.png", "annotation": tmp_path / "a.json"}
+    digest = hashlib.sha256()
+    for kind in RESAMPLE:
+        for side in (24, 30):  # cells of 3.75 × 2.5 pixels, and of whole ones
+            cache = Cache(tmp_path / "cache", pd.DataFrame([row]), ["a", "b", "c"], side, kind)
+            assert cache.build() == 1 and cache.build() == 0
+            with np.load(cache.path("a.png")) as arrays:
+                for name in sorted(set(arrays) - {"signature"}):
+                    digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    assert digest.hexdigest() == ENTRY_DIGESTS[FORMAT]
+    assert max(ENTRY_DIGESTS) == FORMAT and len(set(ENTRY_DIGESTS.values())) == len(ENTRY_DIGESTS)

@@ -21,9 +21,11 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
 from utils.files import ROOT, Problems, read_json
-from utils.inference.architectures import EXPORTERS, compare_architectures, format_table
-from utils.inference.export import FILES, Exportable, export, first_line, without_warnings
-from utils.inference.parity import compare_exported, open_exported, torch_runner
+from utils.inference.architectures import compare_architectures, format_table
+from utils.inference.export import export, first_line
+from utils.inference.export_formats import BUILT_IN
+from utils.inference.exportable import Exportable, torch_runner, without_warnings
+from utils.inference.parity import compare_exported, open_exported
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.models import build_model
@@ -75,7 +77,7 @@ def test_any_number_of_images_gives_pytorchs_probabilities(trained, data, files,
     names = data.validation["image_name"].tolist()
     expected = plain_probabilities(network, config, data, names)
     like = Exportable(network)
-    run = open_exported(files[name].path, like)
+    run = open_exported(files[name], like)
     for number in (1, 3, len(names)):
         found = run(like.prepare(pixels(data, names[:number])))
         assert found.shape == (number, 29, 64, 64) and found.dtype == np.float32
@@ -89,7 +91,7 @@ def test_dice_equals_pytorchs_and_int8_stays_near(trained, data, files):
         list(files.values()), Exportable(network), data.cache, names, config.thresholds, 3, 1, rounds=2
     )
     table = parity.table
-    assert list(table.index) == ["pytorch", *FILES] and (table["problem"] == "").all()
+    assert list(table.index) == ["pytorch", *BUILT_IN] and (table["problem"] == "").all()
     maps = plain_probabilities(network, config, data, names)
     dice = []
     for name, scores in zip(names, maps, strict=True):
@@ -202,7 +204,7 @@ def test_openvino_resizes_as_pytorch_does(tmp_path):
     network = Exportable(model, normalise=False, sigmoid=False)
     (file,) = export(model, Config("", "", ["a", "b"], 32), tmp_path / "files", ["openvino"], False, False)
     image = np.zeros((1, 3, 32, 32), np.float32)
-    difference = open_exported(file.path, network)(image) - torch_runner(network)(image)
+    difference = open_exported(file, network)(image) - torch_runner(network)(image)
     assert np.abs(difference).max() < 1e-5
 
 
@@ -213,7 +215,7 @@ def test_with_metadata_and_deep_supervision_any_number_of_images_is_taken(tmp_pa
     network, config = Exportable(model, normalise=False, sigmoid=False), Config("unet", "", ["a", "b"], 64)
     images = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
     for file in export(model, config, tmp_path / "files", ["torchscript", "onnx"], False, False):
-        run = open_exported(file.path, network)
+        run = open_exported(file, network)
         for number in (1, 3):
             expected = torch_runner(network)(images[:number])
             assert np.abs(run(images[:number]) - expected).max() < 1e-4 * np.abs(expected).max()
@@ -265,7 +267,7 @@ def test_architectures_that_crash_hang_or_fill_the_memory_leave_a_line(tmp_path,
         (hanging, "linknet", "was stopped after 1 s"),
     ):
         rows = rows[rows["architecture"] == name]
-        assert rows["format"].tolist() == ["pytorch", *EXPORTERS] and rows["difference"].isna().all()
+        assert rows["format"].tolist() == ["pytorch", *BUILT_IN[:-1]] and rows["difference"].isna().all()
         assert rows["problem"].str.contains(words).all(), rows["problem"].iloc[0]
         assert words in format_table(rows).loc[name, "onnx"]
     assert not (tmp_path / "kept").exists()  # so a second start tries them again
@@ -278,3 +280,49 @@ def test_networks_that_unpool_can_be_traced():
         with without_warnings():
             traced = torch.jit.trace(network, image, check_trace=False)
         assert torch.equal(traced(image.flip(3)), network(image.flip(3)))
+
+
+OWN = """
+import torch
+from utils.inference.exportable import ExportFormat, torch_runner
+from utils.registry import register_export
+
+@register_export("pt2")
+class Program(ExportFormat):
+    file = "model.pt2"
+
+    def write(self, job, path):
+        batch = {"image": {0: torch.export.Dim.DYNAMIC}}
+        torch.export.save(torch.export.export(job.network, (job.example,), dynamic_shapes=batch), path)
+
+    def runner(self, path, network, threads):
+        return torch_runner(torch.export.load(path).module())
+
+@register_export("zipped onnx")
+class Zipped(ExportFormat):
+    file, made_from = "model.zip", "onnx"
+
+    def write(self, job, path):
+        path.write_bytes(job.source.read_bytes()[:100])
+
+    def runner(self, path, network, threads):
+        raise OSError("it is cut off")
+"""
+
+
+def test_a_format_of_a_plugin_is_written_compared_and_tried_with_architectures(data, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_parts", dict(registry._parts))
+    plugin = tmp_path / "own.py"
+    plugin.write_text(OWN)
+    registry.load_plugins([plugin])
+    assert [part.plugin for part in registry.named_parts({"formats": ["pt2"]})] == [str(plugin)]
+    network, config = load_checkpoint(trained)
+    exported = export(network, config, tmp_path / "files", ["pt2", "zipped onnx"])
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["config.json", "model.pt2", "model.zip"]
+    names = data.validation["image_name"][:2].tolist()
+    parity = compare_exported(exported, Exportable(network), data.cache, names, config.thresholds, rounds=1)
+    assert parity.table.loc["pt2", "agreement"] > 0.999 and parity.table.loc["pt2", "megabytes"] > 0.1
+    assert parity.table.loc["zipped onnx", "problem"] == "can't be run: OSError: it is cut off"
+    tried = compare_architectures(["linknet"], 2, 32, tmp_path / "kept", formats=["pt2", "half"]).set_index("format")
+    assert list(tried.index) == ["pytorch", *BUILT_IN[:-1], "pt2"]
+    assert tried.loc["pt2", "problem"] == "" and tried.loc["pt2", "difference"] < 1e-4

@@ -14,8 +14,9 @@ from torchvision.ops import box_iou, nms
 
 from tests import zoo
 from tests.strategies import floats
-from utils.inference.export import Exportable, export
-from utils.inference.parity import open_exported, torch_runner
+from utils.inference.export import export
+from utils.inference.exportable import Exportable, torch_runner
+from utils.inference.parity import open_exported
 from utils.models import ModelError, build_model
 from utils.models.boxes import BACKGROUND, NEUTRAL, anchors, decode, encode, fast_nms, match
 from utils.models.checkpoint import Config
@@ -204,7 +205,7 @@ def test_exported_it_finds_the_same_in_any_number_of_images(taught, tmp_path):
         expected = torch_runner(network)(images[:number])
         assert (expected[:2] > 0.5).any((2, 3)).all()
         for file in files:
-            found = open_exported(file.path, network)(images[:number])
+            found = open_exported(file, network)(images[:number])
             assert np.abs(found - expected).max() < 1e-4, file.format
 
 

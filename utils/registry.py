@@ -1,7 +1,7 @@
-"""Register and find parts by name: models, losses, augmentations, optimisers, schedules, test-time augmentations.
+"""Register and find parts by name: models, losses, augmentations, optimisers, schedules, TTA, export formats.
 
-A part is a function (or, for losses, a class) with a decorator. The built-in parts are registered where they are
-defined; a plugin, which is a single Python file named in the parameter `plugins`, registers its own in the same way:
+A part is a function (or a class: losses, export formats) with a decorator. The built-in parts are registered where they
+are defined; a plugin, a single Python file named in the parameter `plugins`, registers its own in the same way:
 
     from utils.registry import register_loss
 
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from utils.files import Problems, resolve, shown, unknown
 
-PARAMETERS = {"architecture": "model", "architectures": "model"}
+PARAMETERS = {"architecture": "model", "architectures": "model", "formats": "export"}
 PARAMETERS |= {kind: kind for kind in ("loss", "augmentation", "optimizer", "schedule", "tta")}
 """The kind of part that a parameter of this name holds."""
 
@@ -79,6 +79,11 @@ def register_tta(*names: str) -> Callable:
     return _register("tta", names)
 
 
+def register_export(*names: str) -> Callable:
+    """Decorate a class like those in `utils.inference.export_formats`: `file`, `write(job, path)` and `runner`."""
+    return _register("export", names)
+
+
 def find_part(kind: str, name: str) -> Part:
     """The part of this kind and name. Raises UnknownPart with the nearest names and all names."""
     if (kind, name) not in _parts:
@@ -102,7 +107,7 @@ def build_part(kind: str, name: str, *arguments: Any) -> Any:
 
 
 def list_parts(kind: str) -> list[str]:
-    """The names of all parts of a kind: model, loss, augmentation, optimizer, schedule or tta."""
+    """The names of all parts of a kind: model, loss, augmentation, optimizer, schedule, tta or export."""
     return sorted(name for its_kind, name in _parts if its_kind == kind)
 
 

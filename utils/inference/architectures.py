@@ -17,14 +17,14 @@ import psutil
 import torch
 
 from utils.files import cores, kept_result
-from utils.inference.export import Exportable, export, export_versions
+from utils.inference.export import export, export_format, export_versions
+from utils.inference.export_formats import BUILT_IN
+from utils.inference.exportable import Exportable
 from utils.inference.parity import megabytes, milliseconds, open_all
 from utils.models import build_model
 from utils.models.checkpoint import Config, versions
 from utils.registry import find_part, load_plugins
 
-EXPORTERS = ("torchscript", "onnx", "openvino", "int8")
-"""The formats that an architecture may not have; a checkpoint of half precision always works."""
 SECONDS, MEMORY = 900, 0.9
 """What the trial of one architecture may take: seconds, and a share of the memory that is free when it begins."""
 ROUNDS = 10
@@ -39,6 +39,7 @@ def compare_architectures(
     folder: str | Path,
     progress: Callable[[int, int], None] | None = None,
     seconds: float = SECONDS,
+    formats: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Export architectures with random weights, each in a process of its own: exporters may crash, hang or fill memory.
 
@@ -50,22 +51,28 @@ def compare_architectures(
             crashed or was stopped leaves none and is tried again.
         progress: called with (done, of) after each architecture.
         seconds: when a process is stopped.
+        formats: to try besides the built-in ones, such as a plugin's.
 
     Returns:
         A row per architecture and format, PyTorch first. Columns: architecture, format, difference (the largest of the
         logits of one and of three images of noise, as a share of the largest logit; NaN without a file), megabytes
         (10⁶ bytes), milliseconds (median of one image on all cores), problem (why there is no file, or "").
     """
-    rows, setting = [], {"classes": classes, "image_size": image_size, "versions": versions() | export_versions()}
+    tried = [name for name in dict.fromkeys((*BUILT_IN, *formats)) if not export_format(name).always_works]
+    setting = {"classes": classes, "image_size": image_size, "versions": versions() | export_versions()}
+    setting["formats"] = {name: find_part("export", name).sha256 for name in tried}
+    rows = []
     for number, name in enumerate(names, 1):
-        plugin = find_part("model", name).plugin
-        command = [sys.executable, "-m", "utils.inference.architectures", name, str(classes), str(image_size), plugin]
+        parts = [find_part("model", name), *(find_part("export", format) for format in tried)]
+        trial = {"name": name, "classes": classes, "image_size": image_size, "formats": tried}
+        trial["plugins"] = sorted({part.plugin for part in parts} - {""})
+        command = [sys.executable, "-m", "utils.inference.architectures", json.dumps(trial)]
         try:
-            formats = kept_result(Path(folder) / f"{name}.json", setting, command, seconds)["formats"]
+            found = kept_result(Path(folder) / f"{name}.json", setting, command, seconds)["found"]
         except RuntimeError as error:
             reason = str(error).splitlines()[-1][:200]
-            formats = {format: {"problem": reason} for format in ("pytorch", *EXPORTERS)}
-        rows += [{"architecture": name, "format": format, **found} for format, found in formats.items()]
+            found = {format: {"problem": reason} for format in ("pytorch", *tried)}
+        rows += [{"architecture": name, "format": format, **values} for format, values in found.items()]
         if progress:
             progress(number, len(names))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -81,7 +88,7 @@ def format_table(tried: pd.DataFrame) -> pd.DataFrame:
     return cells.rename_axis(None, axis=1)
 
 
-def try_formats(name: str, classes: int, image_size: int) -> dict[str, dict[str, Any]]:
+def try_formats(name: str, classes: int, image_size: int, formats: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One architecture's rows of `compare_architectures` by format, computed in this process."""
     torch.set_num_threads(cores())
     torch.manual_seed(0)
@@ -90,14 +97,14 @@ def try_formats(name: str, classes: int, image_size: int) -> dict[str, dict[str,
     images = [network.prepare(noise), network.prepare(noise[:1])]
     config = Config(name, "", [f"class {number}" for number in range(classes)], image_size)
     with tempfile.TemporaryDirectory() as folder:
-        files = export(network.model, config, Path(folder) / "files", EXPORTERS, False, False, [noise])
+        files = export(network.model, config, Path(folder) / "files", formats, False, False, [noise])
         runners, problems = open_all(files, network, images[0])
         maps = {format: [run(image) for image in images] for format, run in runners.items()}
         sizes = {file.format: file.megabytes for file in files} | {"pytorch": megabytes(network)}
         times = milliseconds(runners, images[1], ROUNDS)
     largest = np.abs(maps["pytorch"][0]).max()
     found = {}
-    for format in ("pytorch", *EXPORTERS):
+    for format in ("pytorch", *formats):
         pairs = zip(maps.get(format, ()), maps["pytorch"], strict=False)
         differences = [np.abs(one - expected).max() / largest for one, expected in pairs]
         found[format] = {
@@ -116,7 +123,7 @@ def limit_memory(share: float = MEMORY) -> None:
 
 
 if __name__ == "__main__":
-    name, classes, image_size, plugin = sys.argv[1:]
+    trial = json.loads(sys.argv[1])
     limit_memory()
-    load_plugins([plugin] if plugin else [])
-    print(json.dumps({"formats": try_formats(name, int(classes), int(image_size))}))
+    load_plugins(trial.pop("plugins"))
+    print(json.dumps({"found": try_formats(**trial)}))

@@ -1,9 +1,8 @@
 """What exported files are worth beside PyTorch: largest difference, Dice, size and time on the CPU."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -13,49 +12,18 @@ import torch
 from utils.data.cache import Cache
 from utils.data.loader import plain_loader
 from utils.files import cores
-from utils.inference.export import Exportable, Exported, first_line, without_warnings
+from utils.inference.export import Exported, export_format, first_line
+from utils.inference.exportable import Exportable, Runner, torch_runner
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
-from utils.models.checkpoint import load_checkpoint
-
-Runner = Callable[[np.ndarray], np.ndarray]
-"""Input (N, 3, side, side) to maps (N, classes, side, side), as the exported network has them."""
 
 
-def open_exported(path: str | Path, like: Exportable, threads: int = 0) -> Runner:
+def open_exported(exported: Exported, network: Exportable, threads: int = 0) -> Runner:
     """A function that runs an exported file on the CPU with so many threads; 0 is one per core.
 
-    like: what was exported; a checkpoint (`half`) is built as it was. PyTorch's number of threads is the process's.
+    network: what was exported. PyTorch's number of threads is the process's.
     """
-    path, threads = Path(path), threads or cores()
-    if path.suffix == ".onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda image: session.run(None, {"image": image})[0]
-    if path.suffix == ".xml":
-        import openvino
-
-        # left to itself, OpenVINO computes in bfloat16 where the processor can
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
-        return lambda image: compiled(image)[0]
-    if path.is_dir():
-        return torch_runner(Exportable(load_checkpoint(path)[0], like.normalise, like.sigmoid))
-    with without_warnings():
-        return torch_runner(torch.jit.load(path, "cpu"))
-
-
-def torch_runner(network: torch.nn.Module) -> Runner:
-    """A function that runs a PyTorch or TorchScript network."""
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.from_numpy(image)).numpy()
-
-    return run
+    return export_format(exported.format).runner(exported.path, network, threads or cores())
 
 
 @dataclass(frozen=True)
@@ -135,7 +103,7 @@ def open_all(
         problems[file.format] = file.problem
         if not file.problem:
             try:
-                run = open_exported(file.path, network, threads)
+                run = open_exported(file, network, threads)
                 run(image)
             except Exception as error:  # a runtime may refuse what another library wrote
                 problems[file.format] = f"can't be run: {first_line(error)}"

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 import utils.data.augment
+import utils.inference.export_formats
 import utils.inference.tta
 import utils.models
 import utils.training.losses
