@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import floats
+from utils.data.annotation import MOST_BYTES, MOST_POINTS, read_annotation
 from utils.data.cache import Cache, read_image
 from utils.data.check import COLUMNS, check_data
-from utils.data.competition import MOST_BYTES, MOST_POINTS, read_annotation, read_classes, read_index
+from utils.data.competition import read_classes, read_index
 from utils.data.findings import KINDS, DataError
 from utils.data.folds import assign_folds
 from utils.pipeline.preflight import examine
@@ -188,7 +189,8 @@ SPOILT = {
     "one name in two folders": (copied(IMAGE, "train/DCM/ID002/imageID001.png"), "same name", "appears 2 times"),
     "one name in train and test": (copied(IMAGE, "test/DCM/ID003/imageID001.png"), "same name", "also in test/"),
     "an ID twice": (lambda d: (d / "test/DCM/ID003").rename(d / "test/DCM/ID001"), "ID in both splits", "ID001"),
-    "a JPEG beside the images": (write("train/DCM/ID001/b.jpg", b"\xff\xd8"), "not read", "not read"),
+    "a DICOM file beside the images": (write("train/DCM/ID001/b.dcm", b"\0\0"), "not read", "not read"),
+    "a damaged JPEG": (write("train/DCM/ID001/b.jpg", b"\xff\xd8"), "damaged", "not a readable image"),
     "an image outside the people's folders": (copied(IMAGE, "train/DCM/b.png"), "not read", "not read"),
     # annotation files
     "no annotation": (lambda d: (d / ANNOTATION).unlink(), "no annotation", "no annotation; expected"),

@@ -20,14 +20,14 @@ from pycocotools.coco import COCO
 
 from tests.formats import CLASSES, POLYGONS, SIZES, assert_same_polygons, export, make_folder, masks_of, run
 from tests.strategies import floats
-from utils.data.competition import DataError, read_annotation, read_classes, read_index
+from utils.data.annotation import find_outlines, read_annotation, usual_polygons
+from utils.data.competition import DataError, read_classes, read_index
 from utils.data.folds import read_folds, split_fold
 from utils.files import ROOT
 from utils.formats import class_maps, coco, coco_rle, commands, cvat, labelme, yolo_dataset
 from utils.formats.coco_read import read_dataset
-from utils.formats.image_files import ImageFiles
-from utils.formats.imported_shapes import Options
-from utils.formats.read_folder import Image, _plain_annotation, each_image, images_of
+from utils.formats.imported_shapes import ImageFiles, Options
+from utils.formats.read_folder import each_image, images_of
 from utils.masks import rle
 from utils.masks.labels import draw
 from utils.masks.outlines import outline
@@ -66,16 +66,17 @@ usual = st.fixed_dictionaries({"label": st.sampled_from(CLASSES), "points": whol
     st.sampled_from([(", ", ": "), (",", ":"), (" , ", " : ")]),
     st.sampled_from([None, 1]),
 )
-def test_the_fast_reader_accepts_nothing_that_read_annotation_refuses(
+def test_the_fast_reader_accepts_nothing_that_the_careful_one_refuses(
     tmp_path_factory, annotations, separators, indent
 ):
     path = tmp_path_factory.getbasetemp() / "annotation.json"
     path.write_text(json.dumps({"annotations": annotations}, separators=separators, indent=indent))
-    found = _plain_annotation(Image("x.png", "x", "", str(path), 9, 9), CLASSES)
-    if found is not None:
-        expected = read_annotation(path, CLASSES, (9, 9))
+    usual = usual_polygons(path, CLASSES, (9, 9))
+    outlines, problems = find_outlines(path, CLASSES, (9, 9))
+    if usual is not None:
+        assert problems == []
         for name in CLASSES:
-            assert [p.tolist() for p in found[name]] == [p.tolist() for p in expected[name]]
+            assert [p.tolist() for p in usual[name]] == [o.points.tolist() for o in outlines if o.label == name]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,9 @@ def test_the_fast_reader_accepts_nothing_that_read_annotation_refuses(
 )
 def test_text_that_is_not_as_usual_is_left_to_read_annotation(tmp_path, text):
     (tmp_path / "a.json").write_text(f'{{"annotations": {text}}}')
-    assert _plain_annotation(Image("x.png", "x", "", str(tmp_path / "a.json"), 9, 9), CLASSES) is None
+    assert usual_polygons(tmp_path / "a.json", CLASSES, (9, 9)) is None
     (tmp_path / "a.json").write_text('{"annotations": [{"label": "a", "points": [[1, 2], [3,4], [5, 6]]}]}')
-    found = _plain_annotation(Image("x.png", "x", "", str(tmp_path / "a.json"), 9, 9), CLASSES)
+    found = usual_polygons(tmp_path / "a.json", CLASSES, (9, 9))
     assert found["b"] == [] and found["a"][0].tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
@@ -133,7 +134,9 @@ def test_annotations_are_read_as_by_read_annotation(sample):
     classes, table = read_classes(sample), read_index(sample)
     found = list(each_image(images_of(table), classes, lambda image, polygons: polygons))
     for row, polygons in zip(table.itertuples(), found, strict=True):
-        expected = read_annotation(row.annotation, classes) if row.annotation else {name: [] for name in classes}
+        expected = {name: [] for name in classes}
+        for one in find_outlines(row.annotation, classes)[0] if row.annotation else []:
+            expected[one.label].append(one.points)
         assert polygons.keys() == expected.keys()
         for name in classes:
             assert [p.dtype for p in polygons[name]] == [p.dtype for p in expected[name]]

@@ -80,8 +80,9 @@ class Cache:
     """The cached images of one data set at one resolution, below `folder`; `build` makes the files, `read` reads one.
 
     Each file holds a signature of what it was made from: sizes and times of PNG and JSON, classes, resolution, kind of
-    labels, FORMAT. A file with another signature is made again. Files are written whole or not at all, so an interrupted
-    build continues where it stopped. people: the numbers of each image's person, see `data.people`; in memory only.
+    labels, FORMAT. A file with another signature is made again. Files are written whole or not at all, so an
+    interrupted build continues where it stopped. people: the numbers of each image's person, see `data.people`; in
+    memory only.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from utils.data.competition import Outline, find_images, find_outlines, read_classes
+from utils.data.annotation import Outline, find_outlines
+from utils.data.competition import find_images, read_classes
 from utils.data.findings import KINDS, DataError, Finding
 from utils.data.label_fixes import Fix, apply_label_fixes
 from utils.data.people import read_metadata

@@ -47,7 +47,7 @@ KINDS = {
     "unusable name": Kind("error", "rename image and annotation: a submission names images by plain text"),
     "same name": Kind("error", "rename one of them: a submission names an image by its file name only"),
     "16 bits": Kind("warning", "its grey values are scaled so that the largest becomes 255; better export 8 bits"),
-    "not read": Kind("warning", "only <split>/DCM/<ID>/<name>.png is read; convert or move the file"),
+    "not read": Kind("warning", "only <split>/DCM/<ID>/<name> as PNG, JPEG, BMP, TIFF or WebP is read; move it"),
     "ID in both splits": Kind("warning", "if it is one person, the test score is too high; if not, rename one of them"),
     # annotation files
     "no annotation": Kind("error", "add the annotation, or remove the image"),

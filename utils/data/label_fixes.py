@@ -23,7 +23,8 @@ import pandas as pd
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from utils.data.competition import MOST_BYTES, read_classes, read_index
+from utils.data.annotation import MOST_BYTES
+from utils.data.competition import read_classes, read_index
 from utils.data.findings import DataError
 from utils.files import replacing_folder, resolve, shown, unknown, write_if_changed
 from utils.params import load_yaml

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from utils.data.annotation import Polygons
 from utils.data.competition import DataError, read_classes
 from utils.data.findings import refuse
-from utils.formats.read_folder import Image, Polygons, each_image, images_of
+from utils.formats.read_folder import Image, each_image, images_of
 from utils.formats.write_folder import link, new_folder
 from utils.formats.yolo_dataset import make_folders, read_description, read_parts, write_dataset_yaml
 from utils.masks.dice import dice_of_areas

@@ -16,14 +16,15 @@ import numpy as np
 import orjson
 import pandas as pd
 
+from utils.data.annotation import Polygons
 from utils.data.competition import HAND_BONES, DataError, read_classes, read_index
 from utils.data.findings import refuse
 from utils.files import replacing
 from utils.formats import coco_rle
 from utils.formats.class_order import class_order
 from utils.formats.coco_read import class_names, read_dataset
-from utils.formats.imported_shapes import DEFAULT, Options, Shape, write_shapes
-from utils.formats.read_folder import Image, Polygons, each_image, images_of, split_images
+from utils.formats.imported_shapes import DEFAULT, LeftOut, Options, Shape, write_shapes
+from utils.formats.read_folder import Image, each_image, images_of, split_images
 from utils.masks import rle
 from utils.masks.labels import draw_region
 
@@ -180,9 +181,10 @@ def from_coco(file: str | Path, out: str | Path, options: Options = DEFAULT) -> 
 
     Categories are taken in the order of their ids. RLE masks become polygons that, drawn, give the same pixels. Raises
     DataError with all problems: everything that `read_dataset` refuses, categories listed in another order than that of
-    their ids, images that are missing or of another size, boxes without outlines.
+    their ids, images that are missing or of another size, boxes without outlines, polygons outside their image.
     """
-    dataset = read_dataset(file)
+    left_out = LeftOut(options.skip_bad)
+    dataset = read_dataset(file, left_out)
     names = class_names(dataset, file) if not options.classes else list(dataset.categories.values())
     classes = class_order(names, options.classes) if options.classes or set(names) == set(HAND_BONES) else names
     shapes = defaultdict(list)
@@ -190,7 +192,7 @@ def from_coco(file: str | Path, out: str | Path, options: Options = DEFAULT) -> 
         is_box = not a.polygons and a.rle is None
         shapes[a.image_id].append(Shape(dataset.categories[a.category_id], a.outlines(), is_box))
     found = ((picture.file_name, picture.size, shapes[i]) for i, picture in dataset.images.items())
-    return write_shapes(found, options.images or Path(file).parent, out, classes, options, str(file))
+    return write_shapes(found, options.images or Path(file).parent, out, classes, options, str(file), left_out)
 
 
 def write_results(results: Sequence[dict[str, Any]], path: str | Path, as_dictionary: bool = False) -> None:

@@ -16,7 +16,7 @@ from utils.data.competition import DataError
 from utils.data.findings import refuse
 from utils.formats import coco_rle
 from utils.formats.class_order import check_order
-from utils.formats.image_files import plain_name
+from utils.formats.imported_shapes import LeftOut, plain_name, relative_name
 from utils.masks.outlines import outline
 
 
@@ -59,8 +59,12 @@ class Dataset(NamedTuple):
     annotations: list[Annotation]
 
 
-def read_dataset(path: str | Path) -> Dataset:
-    """Read a COCO file with images, categories and annotations. Raises DataError with everything wrong in it."""
+def read_dataset(path: str | Path, left_out: LeftOut | None = None) -> Dataset:
+    """Read a COCO file with images, categories and annotations. Raises DataError with everything wrong in it.
+
+    left_out: may take annotations that can't be used instead.
+    """
+    left_out = left_out or LeftOut()
     content = _load(path)
     lists = {key: content.get(key) if isinstance(content, dict) else None for key in Dataset._fields}
     missing = [f"no list {key!r}" for key, value in lists.items() if not isinstance(value, list)]
@@ -68,18 +72,19 @@ def read_dataset(path: str | Path) -> Dataset:
     problems: list[str] = []
     images = _by_id(lists["images"], "image", _picture, problems)
     categories = _by_id(lists["categories"], "category", _name, problems)
-    names = [("image file", plain_name(p.file_name)) for p in images.values()]
+    names = [("image file", relative_name(p.file_name)) for p in images.values()]
     names += [("category", name) for name in categories.values()]
     problems += [f"{n} entries for {kind} {name!r}" for (kind, name), n in Counter(names).items() if n > 1]
     ids = Counter(a.get("id") for a in lists["annotations"] if isinstance(a, dict) and _is_id(a.get("id")))
     problems += [f"{n} annotations with id {i}" for i, n in ids.items() if n > 1]
+    refuse(f"{path}: {len(problems)} problems", problems if left_out.skip_bad else [])
     dataset = Dataset(images, categories, [])
     for number, entry in enumerate(lists["annotations"]):
         try:
             dataset.annotations.append(_annotation(entry, dataset, "id"))
         except ValueError as error:
             problems.append(f"annotation {number}{_id(entry)}: {error}")
-    refuse(f"{path}: {len(problems)} problems", problems)
+    left_out.settle(f"{path}: {len(problems)} problems", problems)
     return dataset
 
 
@@ -160,7 +165,7 @@ def _id(entry: Any) -> str:
 
 def _picture(entry: dict[str, Any]) -> Picture:
     name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
-    if not isinstance(name, str) or not plain_name(name):
+    if not isinstance(name, str) or not relative_name(name):
         raise ValueError(f"file_name {name!r}; expected a path")
     if not all(type(n) is int and n > 0 for n in size):
         raise ValueError(f"height {size[0]!r} and width {size[1]!r}; expected pixels, whole numbers")
@@ -176,9 +181,9 @@ def _name(entry: dict[str, Any]) -> str:
     return name.strip()
 
 
-def _names(file_name: str) -> tuple[str, str, str]:
-    plain = plain_name(file_name)
-    return plain, Path(plain).name, Path(plain).stem
+def _names(file_name: str) -> list[str]:
+    names = [relative_name(file_name), plain_name(file_name)]
+    return [part for name in names for part in (name, Path(name).name, Path(name).stem)]
 
 
 def _shown(value: Any) -> str:

@@ -83,12 +83,14 @@ def _add_import(command: argparse.ArgumentParser, source: str, about: str) -> No
     text = "whose an image is: its folder's name, or each its own person's (auto: folders, if there are several)"
     command.add_argument("--people", choices=("auto", "folder", "image"), default="auto", help=text)
     command.add_argument("--boxes", action="store_true", help="take boxes without outline as rectangles")
+    command.add_argument("--skip-bad", action="store_true", help="leave out what can't be used, and say so")
 
 
 def _run(options: argparse.Namespace) -> str:
     if options.command in IMPORTS:
         convert, _, _ = IMPORTS[options.command]
-        chosen = Options(getattr(options, "images", ""), options.classes, options.people, options.boxes)
+        images = getattr(options, "images", "")
+        chosen = Options(images, options.classes, options.people, options.boxes, options.skip_bad)
         return convert(options.source, options.out, chosen)
     return {
         "to-coco": _to_coco,

@@ -6,18 +6,26 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.competition import HAND_BONES, DataError
-from utils.data.findings import refuse
 from utils.formats.class_order import class_order
 from utils.formats.coco_rle import MOST_PIXELS
-from utils.formats.imported_shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
+from utils.formats.imported_shapes import (
+    DEFAULT,
+    LeftOut,
+    Options,
+    Shape,
+    checked,
+    ellipse,
+    rectangle,
+    write_shapes,
+)
 from utils.masks.outlines import outline
 
 
 def from_cvat(file: str | Path, out: str | Path, options: Options = DEFAULT) -> str:
     """CVAT's XML ("CVAT for images 1.1") to a data folder. Returns one line about what was written.
 
-    Polygons, masks, ellipses and, with `boxes`, boxes are read; polylines, points and tags are no masks and are left
-    out. Raises DataError with all problems.
+    Polygons, masks, ellipses and, with `boxes`, boxes, also turned ones, are read; polylines, points and tags are no
+    masks: they are left out and counted. Raises DataError with all problems.
     """
     try:
         root = ET.parse(file).getroot()
@@ -28,8 +36,7 @@ def from_cvat(file: str | Path, out: str | Path, options: Options = DEFAULT) -> 
         advice = 'export the task as "CVAT for images 1.1"'
         what = "tracks of a video" if root.find("track") is not None else f"<{root.tag}> without images"
         raise DataError(f"{file}: not a CVAT annotation file", [f"found {what}; {advice}"])
-    problems: list[str] = []
-    found = []
+    problems, found, left_out = [], [], LeftOut(options.skip_bad)
     for number, image in enumerate(images):
         name, shapes = image.get("name", ""), []
         try:
@@ -38,24 +45,25 @@ def from_cvat(file: str | Path, out: str | Path, options: Options = DEFAULT) -> 
             problems.append(f"image {number} ({name}): expected height and width in pixels")
             continue
         for place, element in enumerate(image):
+            if element.tag not in ("polygon", "mask", "box", "ellipse"):
+                left_out.kinds[element.tag] += 1
+                continue
             try:
                 shapes += _cvat_shape(element)
             except ValueError as error:
                 problems.append(f"{name}: {element.tag} {place} ({element.get('label')}): {error}")
         found.append((name, size, shapes))
-    refuse(f"{file}: {len(problems)} problems", problems)
+    left_out.settle(f"{file}: {len(problems)} problems", problems)
     listed = [label.findtext("name", "").strip() for label in root.iterfind("meta//label")]
     used = {shape.label for *_, shapes in found for shape in shapes}
     given = options.classes or not listed or not used <= set(listed) or set(listed) == set(HAND_BONES)
     classes = class_order(used | set(listed), options.classes) if given else listed
-    return write_shapes(found, options.images or Path(file).parent, out, classes, options, str(file))
+    return write_shapes(found, options.images or Path(file).parent, out, classes, options, str(file), left_out)
 
 
 def _cvat_shape(element: ET.Element) -> list[Shape]:
-    """The shape of an XML element, [] if it is no mask. Raises ValueError."""
-    label = element.get("label", "")
-    if element.tag not in ("polygon", "mask", "box", "ellipse"):
-        return []
+    """The shape of an XML element. Raises ValueError."""
+    label = element.get("label", "").strip()
     if not label:
         raise ValueError("it has no label")
     value = {key: element.get(key, "") for key in element.keys()}  # noqa: SIM118 (an element is no dict)
@@ -68,7 +76,7 @@ def _cvat_shape(element: ET.Element) -> list[Shape]:
             return [Shape(label, [checked(ellipse(centre, radii, float(value.get("rotation", 0))))])]
         if element.tag == "box":
             left, top, right, bottom = (float(value[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
-            corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+            corners = rectangle(left, top, right, bottom, float(value.get("rotation", 0)))
             return [Shape(label, [checked(corners)], is_box=True)]
         left, top, width, height = (int(value[key]) for key in ("left", "top", "width", "height"))
         counts = np.array(value["rle"].split(","), np.int64)  # row by row, pixels outside first

@@ -9,19 +9,32 @@ import numpy as np
 import orjson
 
 from utils.data.findings import refuse
+from utils.files import files_below
 from utils.formats.class_order import class_order
-from utils.formats.imported_shapes import DEFAULT, Options, Shape, checked, ellipse, write_shapes
+from utils.formats.imported_shapes import (
+    DEFAULT,
+    LeftOut,
+    Options,
+    Shape,
+    checked,
+    ellipse,
+    rectangle,
+    write_shapes,
+)
 from utils.masks.outlines import outline
+
+POINTS = {"polygon": 0, "rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}
+"""The points that shapes which are masks have; a polygon has any number."""
 
 
 def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT) -> str:
     """A folder of labelme's JSON files to a data folder. Returns one line about what was written.
 
-    Polygons, circles, masks and, with `boxes`, rectangles are read; lines and points are no masks and are left out.
-    Raises DataError with all problems.
+    Polygons, circles, masks, oriented rectangles (their four corners) and, with `boxes`, rectangles are read; lines
+    and points are no masks: they are left out and counted. Raises DataError with all problems.
     """
-    folder, found, problems = Path(folder), [], []
-    for path in sorted(folder.rglob("*.json")):
+    folder, found, problems, left_out = Path(folder), [], [], LeftOut(options.skip_bad)
+    for path in files_below(folder, ".json"):
         try:
             content = orjson.loads(path.read_bytes())
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -29,6 +42,10 @@ def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT
             size = (content.get("imageHeight"), content.get("imageWidth"))
             shapes = []
             for number, shape in enumerate(content["shapes"]):
+                kind = shape.get("shape_type") if isinstance(shape, dict) else None
+                if kind not in (None, "", *POINTS):
+                    left_out.kinds[str(kind)] += 1
+                    continue
                 try:
                     shapes += _labelme_shape(shape)
                 except ValueError as error:
@@ -39,34 +56,32 @@ def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT
             found.append((place.as_posix(), size if all(size) else None, shapes))
         except (OSError, ValueError) as error:
             problems.append(f"{path}: {error}")
-    refuse(f"{folder}: these labelme files can't be used", problems)
+    left_out.settle(f"{folder}: these labelme files can't be used", problems)
     refuse(f"{folder}: expected labelme's JSON files", [] if found else ["there are none"])
     classes = class_order({shape.label for *_, shapes in found for shape in shapes}, options.classes)
-    return write_shapes(found, options.images or folder, out, classes, options, str(folder))
+    return write_shapes(found, options.images or folder, out, classes, options, str(folder), left_out)
 
 
 def _labelme_shape(shape: Any) -> list[Shape]:
-    """The shape of a JSON object, [] if it is no mask. Raises ValueError."""
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
+    """The shape of a JSON object. Raises ValueError."""
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
         raise ValueError("expected an object with a label")
-    label, kind = shape["label"], shape.get("shape_type") or "polygon"
-    if kind not in ("polygon", "rectangle", "circle", "mask"):
-        return []
+    label, kind = shape["label"].strip(), shape.get("shape_type") or "polygon"
     try:
         points = np.array(shape.get("points"), np.float64).reshape(-1, 2)
     except (ValueError, TypeError) as error:
         raise ValueError("its points are not [[x, y], …]") from error
     if kind == "polygon":
         return [Shape(label, [checked(points)])]
-    if len(points) != 2:
-        raise ValueError(f"a {kind} with {len(points)} points; expected 2")
+    if len(points) != POINTS[kind]:
+        raise ValueError(f"a {kind} with {len(points)} points; expected {POINTS[kind]}")
+    if kind == "oriented_rectangle":
+        return [Shape(label, [checked(points)], is_box=True)]
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
         return [Shape(label, [checked(ellipse(points[0], (radius, radius)))])]
     if kind == "rectangle":
-        (left, top), (right, bottom) = points
-        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-        return [Shape(label, [checked(corners)], is_box=True)]
+        return [Shape(label, [checked(rectangle(*points.ravel()))], is_box=True)]
     mask = _decoded(shape.get("mask"))
     left, top = np.rint(checked(points, 2).min(0)).astype(int)
     return [Shape(label, outline(mask > 0, (int(top), int(left))))]

@@ -5,26 +5,20 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import orjson
 import pandas as pd
 
-from utils.data.competition import DataError, read_annotation
+from utils.data.annotation import Polygons, read_annotation
+from utils.data.competition import DataError
 from utils.data.findings import refuse
 from utils.data.folds import assign_folds, read_folds, split_fold
 from utils.files import cores
 from utils.hand.bend import stratum
-from utils.masks import digits
 
 CHUNK = 40
 """Images that a process reads at a time; fewer than two chunks are read without processes."""
-
-Polygons = dict[str, list[np.ndarray]]
-"""For each class its polygons, (n, 2) x-y points in pixels, together one mask."""
 
 
 class Image(NamedTuple):
@@ -75,52 +69,15 @@ def each_image(
 def _chunk(
     images: Sequence[Image], classes: list[str], function: Callable[[Image, Polygons], Any]
 ) -> tuple[list[Any], list[str]]:
-    results, problems = [], []
+    results, problems, empty = [], [], {name: [] for name in classes}
     for image in images:
         try:
-            polygons = _plain_annotation(image, classes) or read_annotation(image.annotation, classes, image.size)
+            polygons = read_annotation(image.annotation, classes, image.size) if image.annotation else empty
         except DataError as error:
             problems += [f"{image.annotation}: {problem}" for problem in error.problems]
             continue
         results.append(function(image, polygons))
     return results, problems
-
-
-def _plain_annotation(image: Image, classes: list[str]) -> Polygons | None:
-    """What `read_annotation` gives, in a third of its time, for a usual file; None for any other.
-
-    Usual are whole numbers inside the image, written as all programs write JSON, with or without a blank after commas.
-    The lists of points are cut out of the text and read together; JSON's reader gets what remains.
-    """
-    polygons: Polygons = {name: [] for name in classes}
-    if not image.annotation:
-        return polygons
-    try:
-        first, *rest = Path(image.annotation).read_bytes().split(b'"points":')
-        outlines, frame = [], [first]
-        for number, text in enumerate(rest):
-            end = text.find(b"]]") + 2
-            outlines.append(text[:end].strip())
-            frame += (b'"points":%d' % number, text[end:])
-        annotations = orjson.loads(b"".join(frame))["annotations"]
-        counts = [outline.count(b"[") - 1 for outline in outlines]
-        if [annotation["points"] for annotation in annotations] != list(range(len(counts))) or min(counts) < 3:
-            return None
-        joined, form = b"".join(outlines), b"".join(b"[%b[,]]" % (b"[,]," * (count - 1)) for count in counts)
-        characters = np.frombuffer(joined, np.uint8)
-        # with blanks elsewhere, such as in "[, 1 2]", numbers that no JSON reader accepts would look usual
-        after_comma, blank = characters[:-1] == ord(","), characters[1:] == ord(" ")
-        if joined.translate(None, b"0123456789 ") != form or (blank & ~after_comma).any():
-            return None
-        numbers, _ = digits.read(joined)
-        if len(numbers) != 2 * sum(counts) or (numbers.reshape(-1, 2) >= (image.width, image.height)).any():
-            return None
-        points = numbers.reshape(-1, 2).astype(np.int32)
-        for annotation, end, count in zip(annotations, accumulate(counts), counts, strict=True):
-            polygons[annotation["label"]].append(points[end - count : end])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return polygons
 
 
 def split_images(

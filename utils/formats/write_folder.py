@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
+from utils.data.annotation import Polygons, annotation_text
 from utils.data.competition import DataError
 from utils.data.findings import refuse
 from utils.files import replacing_folder, shown
-from utils.formats.read_folder import Polygons
 
 
 class Imported(NamedTuple):
-    """An image from another format: its file, the name it is called by there, and its polygons (None: a test image)."""
+    """An image from another format: its file, the name it is called by there, and its polygons (None: a test image).
+
+    as_stored: the polygons are those of the pixels as stored, not turned as EXIF says.
+    """
 
     image: Path
     name: str
     polygons: Polygons | None
+    as_stored: bool = False
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def link(source: str | Path, target: Path) -> None:
     """Make `target` the same file as `source` (a hard link), or a copy where the file system allows none."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # a link to a relative symbolic link would point nowhere
     except OSError:
         shutil.copy2(source, target)
 
@@ -77,13 +80,14 @@ def write_folder(path: str | Path, images: Iterable[Imported], classes: list[str
             target = temporary / split / "DCM" / ID / f"{stem}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _copy_as_png(image.image, target)
+                _copy_as_png(image.image, target, image.as_stored)
             except ValueError as error:
                 problems.append(str(error))
             if image.polygons is not None:
                 annotation = temporary / split / "outputs_json" / ID / f"{stem}.json"
                 annotation.parent.mkdir(parents=True, exist_ok=True)
-                annotation.write_bytes(_annotation(image.polygons, stem, ID))
+                shapes = [(label, points) for label, parts in image.polygons.items() for points in parts]
+                annotation.write_bytes(annotation_text(shapes, target.name, ID))
         refuse("these images can't be read", problems)
         (temporary / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     count = sum(len(parts) for image in images if image.polygons for parts in image.polygons.values())
@@ -91,28 +95,15 @@ def write_folder(path: str | Path, images: Iterable[Imported], classes: list[str
     return f"{path}: {len(images)} images, {len(set(ids))} people ({whose}), {len(classes)} classes, {count} polygons"
 
 
-def _annotation(polygons: Polygons, stem: str, ID: str) -> bytes:
-    """An annotation file in the competition's format; whole numbers stay whole, others have two decimals."""
-    annotations = []
-    for label, parts in polygons.items():
-        for points in parts:
-            rounded = np.round(points, 2)
-            whole = rounded.astype(np.int64)
-            points = whole if (whole == rounded).all() else rounded
-            one = {"id": f"{len(annotations)}", "type": "poly_seg", "attributes": {}, "points": points.tolist()}
-            annotations.append({**one, "label": label})
-    content = {"annotations": annotations, "filename": f"{stem}.png", "parent_path": f"/{ID}"}
-    return orjson.dumps(content)
-
-
-def _copy_as_png(source: Path, target: Path) -> None:
-    """Link or copy a PNG; write any other image as PNG, with the pixels as they are stored (no EXIF rotation)."""
+def _copy_as_png(source: Path, target: Path, as_stored: bool) -> None:
+    """Link or copy a PNG; write any other image as PNG, turned as EXIF says or with the pixels as they are stored."""
     if source.suffix.lower() == ".png":
         link(source, target)
         return
     import cv2
 
-    pixels = cv2.imread(str(source), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    how = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if as_stored else 0)
+    pixels = cv2.imdecode(np.fromfile(source, np.uint8), how)
     if pixels is None:
         raise ValueError(f"{source}: not a readable image")
     cv2.imwrite(str(target), pixels)

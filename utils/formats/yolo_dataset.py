@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from utils.data.competition import DataError, read_classes, read_index
+from utils.data.annotation import Polygons
+from utils.data.competition import DataError, image_files, read_classes, read_index
 from utils.data.findings import refuse
-from utils.files import read_json
+from utils.data.image_header import SUFFIXES, image_sizes
+from utils.files import files_below, read_json, same_name
 from utils.formats.class_order import check_order, class_order, read_class_file
-from utils.formats.image_files import SUFFIXES, image_size
-from utils.formats.imported_shapes import DEFAULT, Options
-from utils.formats.read_folder import Image, Polygons, each_image, images_of, split_images
+from utils.formats.imported_shapes import DEFAULT, LeftOut, Options, outside
+from utils.formats.read_folder import Image, each_image, images_of, split_images
 from utils.formats.write_folder import Imported, link, new_folder, write_folder
 from utils.masks.labels import draw_region
 from utils.masks.outlines import outline
@@ -58,7 +59,7 @@ def read_parts(
     data_dir: str | Path, classes: list[str], folds: str | Path | None, fold: int
 ) -> tuple[Any, dict[str, str]]:
     """The index of a data folder, with its test images if there are any, and for each image train, val or test."""
-    splits = ("train", "test") if any(Path(data_dir, "test", "DCM").glob("*/*.png")) else ("train",)
+    splits = ("train", "test") if image_files(Path(data_dir, "test", "DCM")) else ("train",)
     table = read_index(data_dir, splits)
     _, validation = split_images(table, classes, folds, fold)
     held_out = set(validation["image_name"])
@@ -133,8 +134,7 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
     """
     base, places, names = read_description(Path(source))
     classes = class_order(names, options.classes) if options.classes else names
-    problems: list[str] = []
-    imported = []
+    problems, imported, left_out = [], [], LeftOut(options.skip_bad)
     for part, folder in places:
         paths = _listed_images(base, folder)
         if not paths:
@@ -145,17 +145,17 @@ def from_yolo(source: str | Path, out: str | Path, options: Options = DEFAULT) -
                 imported.append(Imported(path, place.as_posix(), None))
                 continue
             try:
-                size, labels = image_size(path), _label_file(path)
+                (size, _), labels = image_sizes(path), _label_file(path)
             except OSError as error:
                 problems.append(f"{path}: not a readable image ({error})")
                 continue
             polygons, wrong = _read_labels(labels, size, names, options.boxes)
-            problems += [f"{labels}: {text}" for text in wrong]
+            problems += [f"{labels}: {text}" for text in (*wrong, *outside(polygons, size))]
             imported.append(Imported(path, place.as_posix(), {name: polygons.get(name, []) for name in classes}))
         if part != "test":
             problems += [f"{labels}: no image has these labels" for labels in _labels_alone(folder, paths)]
-    refuse(f"{source}: {len(problems)} problems", problems)
-    return write_folder(out, imported, classes, options.people)
+    left_out.settle(f"{source}: {len(problems)} problems", problems)
+    return write_folder(out, imported, classes, options.people) + str(left_out)
 
 
 def read_description(source: Path) -> tuple[Path, list[tuple[str, Path]], list[str]]:
@@ -210,7 +210,7 @@ def _names(value: Any, path: Path) -> list[str]:
     pairs = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [])
     if not pairs or not all(type(i) is int and isinstance(name, str) for i, name in pairs):
         raise DataError(f"{path}: no names", ["expected names: [a, b, …] or names: {0: a, 1: b, …}"])
-    names = check_order(pairs, f"{path}: names")
+    names = [name.strip() for name in check_order(pairs, f"{path}: names")]
     wrong = [] if [i for i, _ in pairs] == list(range(len(pairs))) else ["the ids are not 0, 1, 2, …"]
     refuse(f"{path}: names", wrong + [f"repeated: {name}" for name in sorted({n for n in names if names.count(n) > 1})])
     return names
@@ -220,7 +220,7 @@ def _listed_images(base: Path, place: Path) -> list[Path]:
     """The images of a folder and the folders in it, or of a text file that lists them."""
     if place.suffix == ".txt" and place.is_file():
         return [base / line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return files_below(place, *SUFFIXES)
 
 
 def _label_file(image: Path) -> Path:
@@ -228,13 +228,18 @@ def _label_file(image: Path) -> Path:
     parts = list(image.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    path = Path(*parts).with_suffix(".txt")
+    if not path.exists() and not path.name.isascii():  # its name may be normalised otherwise
+        alike = [other for other in path.parent.glob("*.txt") if same_name(other.name) == same_name(path.name)]
+        path = alike[0] if alike else path
+    return path
 
 
 def _labels_alone(folder: Path, images: list[Path]) -> list[Path]:
     """The label files that belong to none of the images of a folder; only where labels have a folder of their own."""
     labels = _label_file(folder / "any.png").parent
-    return [] if labels == folder else sorted(set(labels.rglob("*.txt")) - {_label_file(image) for image in images})
+    used = {_label_file(image) for image in images}
+    return [] if labels == folder else [path for path in files_below(labels, ".txt") if path not in used]
 
 
 def _read_labels(path: Path, size: tuple[int, int], names: list[str], boxes: bool) -> tuple[Polygons, list[str]]:

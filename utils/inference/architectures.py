@@ -70,7 +70,7 @@ def compare_architectures(
         try:
             found = kept_result(Path(folder) / f"{name}.json", setting, command, seconds)["found"]
         except RuntimeError as error:
-            reason = str(error).splitlines()[-1][:200]
+            reason = str(error).splitlines()[-1].removeprefix(" ".join(command[1:])).strip()[:200]
             found = {format: {"problem": reason} for format in ("pytorch", *tried)}
         rows += [{"architecture": name, "format": format, **values} for format, values in found.items()]
         if progress:

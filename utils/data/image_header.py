@@ -1,4 +1,4 @@
-"""Read a PNG file's size and find damage from its structure, without decoding it or trusting what it says."""
+"""Read an image file's size and find damage from its structure, without decoding it or trusting what it says."""
 
 import os
 import struct
@@ -22,16 +22,57 @@ MOST_PIXELS = 100_000_000
 """A file of some kilobytes can claim any size; radiographs have less than 20 million pixels."""
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Files with one of these suffixes, in any case, are images."""
+ORIENTATION = 0x0112
+"""EXIF's tag for how a photograph is turned; from 5 on, width and height are exchanged."""
+
+
 class DamagedImage(Exception):
-    """A file that is no complete PNG. kind: a key of `findings.KINDS`; the message says what was found."""
+    """A file that is no complete image. kind: a key of `findings.KINDS`; the message says what was found."""
 
     def __init__(self, kind: str, problem: str):
         super().__init__(problem)
         self.kind = kind
 
 
+def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width in pixels as an image is shown, turned as EXIF says, and as it is stored.
+
+    Raises OSError if it is no image.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        stored = image.height, image.width
+        turned = image.format != "PNG" and image.getexif().get(ORIENTATION, 1) >= 5
+    return stored[::-1] if turned else stored, stored
+
+
 def read_header(path: str | Path, checksums: bool = False) -> tuple[int, int, int]:
-    """Height and width in pixels and bits per sample of a PNG file, whose chunks lie one after the other to its end.
+    """Height and width in pixels, as the image is shown, and bits per sample of an image file. Raises DamagedImage.
+
+    checksums: also look for damage inside the pixels, see `_read_png`; other formats have no checksums.
+    """
+    if Path(path).suffix.lower() == ".png":
+        return _read_png(path, checksums)
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        (height, width), _ = image_sizes(path)
+        with Image.open(path) as image:
+            deep = image.mode.startswith(("I;16", "I"))
+    except UnidentifiedImageError as error:
+        raise DamagedImage("damaged", "the file is no image that can be read") from error
+    except OSError as error:
+        raise DamagedImage("unreadable", f"can't be read ({error.strerror or error})") from error
+    if width * height > MOST_PIXELS:
+        raise DamagedImage("too many pixels", f"it has {width} × {height} pixels; at most {MOST_PIXELS:,} are read")
+    return height, width, 16 if deep else 8
+
+
+def _read_png(path: str | Path, checksums: bool) -> tuple[int, int, int]:
+    """`read_header` of a PNG file, whose chunks lie one after the other to its end.
 
     checksums: also read the whole file and compare each chunk's checksum, which finds damage inside the pixels, in
     about 1 ms per 2 MB. Raises DamagedImage.
