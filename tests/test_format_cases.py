@@ -16,7 +16,10 @@ from tests.formats import polygons_of
 from utils.data.check import check_data
 from utils.data.competition import DataError, find_images, read_classes, read_index
 from utils.formats import coco, cvat, labelme, yolo_dataset
+from utils.formats.class_maps import to_png
+from utils.formats.coco_read import read_dataset, read_results
 from utils.formats.imported_shapes import Options
+from utils.formats.score_tables import score_coco
 
 SIDE = (40, 60)
 SQUARE = [[10, 5], [30, 5], [30, 25], [10, 25]]
@@ -337,3 +340,78 @@ def test_a_data_folder_without_test_images_is_a_warning(tmp_path):
     report = check_data(data)
     assert report.errors == [] and [finding.kind for finding in report.findings] == ["no test images"]
     assert len(read_index(data)) == 1
+
+
+def truth_file(folder, names, **more):
+    square = {"category_id": 1, "segmentation": [np.ravel(SQUARE).tolist()], **more}
+    content = {
+        "images": [{"id": i, "file_name": name, "height": 40, "width": 60} for i, name in names.items()],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": n, "image_id": i, **square} for n, i in enumerate(names, 1)],
+    }
+    (folder / "truth.json").write_text(json.dumps(content))
+    return folder / "truth.json"
+
+
+def results_file(folder, entries, **lists):
+    square = {"category_id": 1, "segmentation": [np.ravel(SQUARE).tolist()], "score": 0.9}
+    results = [{**square, **entry} for entry in entries]
+    (folder / "results.json").write_text(json.dumps({**lists, "annotations": results} if lists else results))
+    return folder / "results.json"
+
+
+def test_results_go_to_the_image_whose_file_name_they_give(tmp_path):
+    truth = read_dataset(truth_file(tmp_path, {1: "2.png", 2: "1.png", 9: "x/7.png"}))
+
+    def images(*entries, **lists):
+        return [r.image_id for r in read_results(results_file(tmp_path, entries, **lists), truth)]
+
+    assert images({"image_id": 1, "file_name": "1.png"}, {"image_id": 7, "file_name": "7.png"}) == [2, 9]
+    assert images({"image_id": 1}, {"image_id": 7}) == [2, 9]  # 7 is no id, so these are stems
+    assert images({"image_id": 1}, {"image_id": 9}) == [1, 9]  # 9 is no stem, so these are ids
+    listed = [{"id": 1, "file_name": "images/2.png", "height": 40, "width": 60}]
+    assert images({"image_id": 1}, images=listed) == [1]
+    with pytest.raises(DataError, match=r"may be any of 1\.png, 2\.png"):
+        images({"image_id": 1})
+    with pytest.raises(DataError, match=r"no image is called 'y\.png'"):
+        images({"image_id": 1, "file_name": "y.png"})
+    with pytest.raises(DataError, match=r"image 1 is 1\.png"):
+        images({"image_id": 1}, images=[{**listed[0], "file_name": "1.png"}])
+
+
+def test_stems_that_occur_twice_are_refused_where_a_result_gives_no_more(tmp_path):
+    truth = read_dataset(truth_file(tmp_path, {1: "p/a.png", 2: "q/a.png"}))
+    assert [r.image_id for r in read_results(results_file(tmp_path, [{"image_id": "q/a.png"}]), truth)] == [2]
+    with pytest.raises(DataError, match=r"may be any of p/a\.png, q/a\.png"):
+        read_results(results_file(tmp_path, [{"image_id": "a"}]), truth)
+
+
+def test_a_true_annotation_may_have_an_empty_score(tmp_path):
+    dataset = read_dataset(truth_file(tmp_path, {1: "a.png"}, score=None))
+    assert len(dataset.annotations) == 1 and np.isnan(dataset.annotations[0].score)
+
+
+def test_true_instances_with_a_box_only_leave_the_scores_of_masks_out(tmp_path):
+    truth = truth_file(tmp_path, {1: "a.png"}, segmentation=[], bbox=[10, 5, 20, 20])
+    table = score_coco(truth, results_file(tmp_path, [{"image_id": 1}]))
+    assert not [column for column in table if column.startswith("mask") or column == "Dice"]
+    assert table["box mAP50"].tolist() == [1, 1]
+
+
+def test_a_rare_large_class_hides_no_small_one(tmp_path):
+    """In one of three images, a large square over a small one, which all three show."""
+    data, small = tmp_path / "data", SQUARE
+    large = [[2, 2], [50, 2], [50, 35], [2, 35]]
+    for n in range(3):
+        image = data / f"train/DCM/p{n}/x{n}.png"
+        annotation = data / f"train/outputs_json/p{n}/x{n}.json"
+        for path in (image, annotation):
+            path.parent.mkdir(parents=True)
+        image.write_bytes(png())
+        shapes = [("small", small)] + ([("large", large)] if n == 0 else [])
+        listed = [{"label": label, "points": points} for label, points in shapes]
+        annotation.write_text(json.dumps({"annotations": listed}))
+    (data / "classes.txt").write_text("small\nlarge\n")
+    to_png(data, tmp_path / "maps", fold=-1)
+    values = cv2.imread(str(next((tmp_path / "maps").rglob("masks/**/x0.png"))), cv2.IMREAD_UNCHANGED)
+    assert values[15, 20] == 1 and values[3, 3] == 2

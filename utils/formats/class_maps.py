@@ -3,8 +3,8 @@
     <folder>/dataset.yaml                               train, val, masks_dir: masks, names: of the values
     <folder>/images/<part>/<ID>/<name>.png              <folder>/masks/<part>/<ID>/<name>.png, 255: ignored in training
 
-Where bones overlap, a pixel gets the class with the smaller mean area, so that small bones are not hidden; or an extra
-class for the pair, "Triquetrum & Pisiform", which `decode_class_map` takes apart again.
+Where bones overlap, a pixel gets the class with the smaller mean area, over the images that show it, so that small
+bones are not hidden; or an extra class for the pair, "Triquetrum & Pisiform", which `decode_class_map` takes apart.
 """
 
 from collections.abc import Iterator
@@ -96,7 +96,8 @@ def to_png(
     names = [BACKGROUND, *classes, *(JOIN.join((classes[a], classes[b])) for a, b in chosen)]
     if len(names) > IGNORE:
         raise DataError(f"{out} can't be made", [f"{len(names)} values; a class map has at most {IGNORE}"])
-    order = [classes[i] for i in np.argsort(-np.mean(areas, axis=0), kind="stable")]
+    mean_areas = np.sum(areas, axis=0) / np.maximum(np.count_nonzero(areas, axis=0), 1)  # where the class is shown
+    order = [classes[i] for i in np.argsort(-mean_areas, kind="stable")]
     layout = Layout(names, classes, order, ignore_overlaps)
     with new_folder(out) as folder:
         make_folders(folder, images_of(table), parts, MASKS)

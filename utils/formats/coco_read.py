@@ -5,7 +5,7 @@ polygons (or one flat list of numbers), or an RLE, compressed or not; an annotat
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import orjson
 
 from utils.data.competition import DataError
 from utils.data.findings import refuse
+from utils.files import same_name
 from utils.formats import coco_rle
 from utils.formats.class_order import check_order
 from utils.formats.imported_shapes import LeftOut, plain_name, relative_name
@@ -91,8 +92,9 @@ def read_dataset(path: str | Path, left_out: LeftOut | None = None) -> Dataset:
 def read_results(path: str | Path, truth: Dataset) -> list[Annotation]:
     """Read predicted instances for a file of true ones: a list, or a dictionary with the key `annotations`.
 
-    An image may be named by its id, file name or stem, as ultralytics does. If the dictionary has images or categories
-    of its own, they must be those of `truth`. Raises DataError with everything wrong in the file.
+    An image may be named by its file name, which decides, by its id, or by its stem, as ultralytics does: a number that
+    is the id of one image and the stem of another is refused, as is a name of two images. If the dictionary has images
+    or categories of its own, they must be those of `truth`. Raises DataError with everything wrong in the file.
     """
     content = _load(path)
     entries = content.get("annotations") if isinstance(content, dict) else content
@@ -103,15 +105,24 @@ def read_results(path: str | Path, truth: Dataset) -> list[Annotation]:
         for key, kind, convert in (("categories", "category", _name), ("images", "image", _picture)):
             for i, found in _by_id(content.get(key) or [], kind, convert, problems).items():
                 true = getattr(truth, key).get(i)
-                if true is None or (found != true if kind == "category" else found.size != true.size):
+                same = found == true if kind == "category" or true is None else _same_picture(found, true)
+                if not same:
                     problems.append(f"{kind} {i} is {_shown(found)} here and {_shown(true)} in the truth")
-    names = {name: i for i, p in truth.images.items() for name in _names(p.file_name)}
+    named: dict[Any, set] = defaultdict(set)
+    for i, picture in truth.images.items():
+        for name in _names(picture.file_name):
+            named[name].add(i)
+            if name.isdecimal():
+                named[int(name)].add(i)  # as ultralytics writes such a stem
+    plain = {entry["image_id"] for entry in entries if _has_id_alone(entry)}
+    # numbers are ids, unless one of them is no id and all are stems
+    are_ids = bool(content.get("images")) if isinstance(content, dict) else not plain <= named.keys()
+    are_names = not plain <= truth.images.keys()
     found = []
     for number, entry in enumerate(entries):
         try:
-            if isinstance(entry, dict) and entry.get("image_id") not in truth.images:
-                name = entry.get("file_name") or entry.get("image_id")
-                entry = {**entry, "image_id": names.get(name, entry.get("image_id"))}
+            if isinstance(entry, dict):
+                entry = {**entry, "image_id": _image_id(entry, truth, named, are_ids, are_names)}
             found.append(_annotation(entry, truth, "score"))
         except ValueError as error:
             problems.append(f"result {number}: {error}")
@@ -119,6 +130,33 @@ def read_results(path: str | Path, truth: Dataset) -> list[Annotation]:
             problems.append(f"result {number}: image_id {entry['image_id']!r} is no id")
     refuse(f"{path}: {len(problems)} problems", problems)
     return found
+
+
+def _has_id_alone(entry: Any) -> bool:
+    return isinstance(entry, dict) and _is_id(entry.get("image_id")) and not entry.get("file_name")
+
+
+def _image_id(entry: dict[str, Any], truth: Dataset, named: dict[Any, set], are_ids: bool, are_names: bool) -> Any:
+    """The id of the image that a result means. are_ids, are_names: what ids without a file name are, if that is known.
+
+    Raises ValueError if it is not clear.
+    """
+    given, file_name = entry.get("image_id"), entry.get("file_name")
+    as_id = {given} & truth.images.keys()
+    as_name = named.get(file_name or given, set())
+    if file_name and not as_name:
+        raise ValueError(f"no image is called {file_name!r}")
+    meant = as_name if file_name or (are_names and not are_ids) else as_id if are_ids else as_id | as_name
+    if len(meant) > 1:
+        files = ", ".join(sorted(truth.images[i].file_name for i in meant))
+        raise ValueError(f"image {file_name or given!r} may be any of {files}; give its path as file_name")
+    return next(iter(meant or as_name or [given]))
+
+
+def _same_picture(one: Picture, other: Picture) -> bool:
+    """Whether two entries have one size and one file name, in whatever folder."""
+    names = [same_name(Path(plain_name(picture.file_name)).name) for picture in (one, other)]
+    return one.size == other.size and names[0] == names[1]
 
 
 def is_dataset(path: str | Path) -> bool:
@@ -201,8 +239,10 @@ def _annotation(entry: Any, dataset: Dataset, needed: str) -> Annotation:
         raise ValueError(f"no category has the id {category_id!r}; there are {sorted(dataset.categories)}")
     if needed == "id" and not _is_id(entry.get("id")):
         raise ValueError("it has no id")
-    score = entry.get("score", math.nan)
-    if needed == "score" and (type(score) not in (int, float) or not math.isfinite(score)):
+    score = entry.get("score")
+    if type(score) not in (int, float):
+        score = math.nan
+    if needed == "score" and not math.isfinite(score):
         raise ValueError(f"score {entry.get('score')!r}; expected a number")
     height, width = dataset.images[image_id].size
     polygons, rle = _segmentation(entry.get("segmentation"), (height, width))

@@ -42,7 +42,8 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
         class, images (that show it), instances; for box and mask each of COLUMNS, such as "mask mAP50", 0 to 1, NaN for
         a class without instances; Dice and IoU, for which a class that neither shows counts 1, as in the competition;
         HD95 and MSD in pixels, the mean over the images, where a class counts 0 that neither shows, and the image's
-        diagonal if only one does. The columns of masks and the last four are missing if one result has a box only.
+        diagonal if only one does. The columns of masks and the last four are missing if one result or true instance has
+        a box only.
 
     Raises:
         DataError: with everything wrong in one of the files; if there are no results or no true instances.
@@ -63,7 +64,7 @@ def score_coco(truth: str | Path, prediction: str | Path) -> pd.DataFrame:
         }
     )
     for title, kind in (("box", "bbox"), ("mask", "segm")):
-        if kind == "segm" and not all(a.polygons or a.rle for a in results):
+        if kind == "segm" and not all(a.polygons or a.rle for a in (*results, *dataset.annotations)):
             continue
         scores, threshold = _evaluate(dataset, results, kind)
         for place, column in enumerate(COLUMNS):
