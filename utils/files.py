@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import time
-import unicodedata
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,32 +88,6 @@ def interactive() -> bool:
 def cores() -> int:
     """Number of CPU cores that this process may use; on a cluster, a job often gets only some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def same_name(name: str) -> str:
-    """A file name in the form (Unicode NFC) in which names compare: archives from a Mac hold them decomposed."""
-    return unicodedata.normalize("NFC", name)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is a system's own, such as `._image.png` or `__MACOSX`, and no data."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def files_below(folder: str | Path, *suffixes: str) -> list[Path]:
-    """The files with these suffixes, in any case, in a folder and all folders in it, sorted; hidden ones are no data.
-
-    Links to folders are followed, each folder once.
-    """
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        if (real := os.path.realpath(place)) in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        found += [Path(place, n) for n in names if not is_hidden(n) and Path(n).suffix.lower() in suffixes]
-    return sorted(found)
 
 
 class Progress:

@@ -12,9 +12,8 @@ import pandas as pd
 
 from utils.data.annotation import read_annotation as read_annotation
 from utils.data.findings import DataError, Finding
-from utils.data.image_header import SUFFIXES, DamagedImage, read_header
+from utils.data.image_header import SUFFIXES, DamagedImage, files_below, is_hidden, read_header, same_name
 from utils.data.people import read_metadata
-from utils.files import files_below, is_hidden, same_name
 from utils.hand.bones import HAND_BONES
 
 

@@ -1,7 +1,8 @@
-"""Read an image file's size and find damage from its structure, without decoding it or trusting what it says."""
+"""Find image files, read their size and find damage from their structure, without decoding or trusting them."""
 
 import os
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -34,6 +35,32 @@ class DamagedImage(Exception):
     def __init__(self, kind: str, problem: str):
         super().__init__(problem)
         self.kind = kind
+
+
+def same_name(name: str) -> str:
+    """A file name in the form (Unicode NFC) in which names compare: archives from a Mac hold them decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is a system's own, such as `._image.png` or `__MACOSX`, and no data."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def files_below(folder: str | Path, *suffixes: str) -> list[Path]:
+    """The files with these suffixes, in any case, in a folder and all folders in it, sorted; hidden ones are no data.
+
+    Links to folders are followed, each folder once.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if (real := os.path.realpath(place)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        found += [Path(place, n) for n in names if not is_hidden(n) and Path(n).suffix.lower() in suffixes]
+    return sorted(found)
 
 
 def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -14,7 +14,7 @@ import orjson
 
 from utils.data.competition import DataError
 from utils.data.findings import refuse
-from utils.files import same_name
+from utils.data.image_header import same_name
 from utils.formats import coco_rle
 from utils.formats.class_order import check_order
 from utils.formats.imported_shapes import LeftOut, plain_name, relative_name

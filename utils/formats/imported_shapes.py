@@ -11,8 +11,7 @@ import numpy as np
 
 from utils.data.annotation import Polygons, read_points
 from utils.data.findings import refuse
-from utils.data.image_header import SUFFIXES, image_sizes
-from utils.files import files_below, same_name
+from utils.data.image_header import SUFFIXES, files_below, image_sizes, same_name
 from utils.formats.write_folder import Imported, write_folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from utils.data.findings import refuse
-from utils.files import files_below
+from utils.data.image_header import files_below
 from utils.formats.class_order import class_order
 from utils.formats.imported_shapes import (
     DEFAULT,

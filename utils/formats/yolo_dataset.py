@@ -17,8 +17,8 @@ import yaml
 from utils.data.annotation import Polygons
 from utils.data.competition import DataError, image_files, read_classes, read_index
 from utils.data.findings import refuse
-from utils.data.image_header import SUFFIXES, image_sizes
-from utils.files import files_below, read_json, same_name
+from utils.data.image_header import SUFFIXES, files_below, image_sizes, same_name
+from utils.files import read_json
 from utils.formats.class_order import check_order, class_order, read_class_file
 from utils.formats.imported_shapes import DEFAULT, LeftOut, Options, outside
 from utils.formats.read_folder import Image, each_image, images_of, split_images
