@@ -11,10 +11,9 @@ from utils.data.people import person_values
 from utils.inference.predict import Predictor, predict_masks
 from utils.masks.dice import dice_of_masks
 from utils.models import ModelError, build_model
+from utils.models.additions import SUPERVISED, VALUES
 from utils.models.base import start_from_prior
 from utils.models.checkpoint import Config, load_checkpoint, save_checkpoint
-from utils.models.metadata import VALUES
-from utils.models.supervised import SUPERVISED
 
 THIN = "tu-mobilenetv3_small_050"
 

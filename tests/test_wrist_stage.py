@@ -31,8 +31,7 @@ from utils.inference.refinement_weight import WEIGHTS, judge, judge_stages, refi
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.rle import decode
-from utils.models.base import ModelError
-from utils.models.build import build_model
+from utils.models.base import ModelError, build_model
 from utils.models.checkpoint import WEIGHTS as WEIGHT_FILE
 from utils.models.checkpoint import hash_people, read_config, save_checkpoint
 from utils.pipeline.run import start_run

@@ -3,8 +3,7 @@
 import importlib
 import pkgutil
 
-from utils.models.base import ModelError
-from utils.models.build import build_model, list_models
+from utils.models.base import ModelError, build_model, list_models
 
 __all__ = ["ModelError", "build_model", "list_models"]
 

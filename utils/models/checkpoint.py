@@ -16,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from utils.files import replacing_folder, shown, write_json
 from utils.hand.bones import small_bones
-from utils.models.base import ModelError, PaddedModel
-from utils.models.build import build_model
+from utils.models.base import ModelError, PaddedModel, build_model
 from utils.registry import find_part, list_parts
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

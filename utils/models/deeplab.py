@@ -14,7 +14,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 from utils.files import unknown
 from utils.models.base import ModelError, PaddedModel
 from utils.models.blocks import VGG16, EncoderHead, atrous_pyramid, convolve_twice, upsample_to
-from utils.models.pretrained import load_torchvision
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 
@@ -140,4 +140,4 @@ def build(name: str, classes: int, encoder: str | None, encoder_weights: str | N
     encoder = encoder or encoders[0]
     if encoder not in encoders:
         raise ModelError(unknown(f"encoder of {name}", encoder, encoders))
-    return load_torchvision(PaddedModel(network(classes, encoder), stride), encoder_weights, encoder)
+    return load_encoder(PaddedModel(network(classes, encoder), stride), encoder_weights, encoder)

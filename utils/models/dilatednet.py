@@ -8,7 +8,7 @@ from torch import nn
 from utils.files import unknown
 from utils.models.base import Loss, ModelError, PaddedModel
 from utils.models.blocks import VGG16, upsample_to
-from utils.models.pretrained import load_torchvision
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 DILATIONS = (1, 1, 2, 4, 8, 16, 1)
@@ -92,4 +92,4 @@ def build(classes: int, encoder_weights: str | None, context: str = "basic", wid
     """
     if context not in CONTEXTS:
         raise ModelError(unknown("context of dilatednet", context, CONTEXTS))
-    return load_torchvision(PaddedModel(DilatedNet(classes, context, width), 8), encoder_weights, "vgg16")
+    return load_encoder(PaddedModel(DilatedNet(classes, context, width), 8), encoder_weights, "vgg16")

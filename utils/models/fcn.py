@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import VGG16
-from utils.models.pretrained import load_torchvision
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 STRIDES = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
@@ -69,4 +69,4 @@ def build(name: str, classes: int, encoder_weights: str | None, width: float = 1
 
     encoder_weights: "imagenet" or a file of torchvision's VGG16, fully connected layers included; these need width 1.
     """
-    return load_torchvision(PaddedModel(FCN(classes, STRIDES[name], width), 32), encoder_weights, "vgg16")
+    return load_encoder(PaddedModel(FCN(classes, STRIDES[name], width), 32), encoder_weights, "vgg16")

@@ -7,7 +7,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from utils.models.base import Loss, PaddedModel
 from utils.models.blocks import convolve_twice, upsample_to
-from utils.models.pretrained import load_timm
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 NETWORKS = {f"{kind}_w{width}": f"hrnet_w{width}" for kind in ("hrnetv2", "hrnet_ocr") for width in (18, 32, 48, 64)}
@@ -85,4 +85,4 @@ class HRNetOCR(HRNetV2):
 def build(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
     """HRNetV2 or HRNet-OCR of the width in its name; encoder_weights: "imagenet" (timm's) or a file of timm's HRNet."""
     network = HRNetV2 if name.startswith("hrnetv2") else HRNetOCR
-    return load_timm(PaddedModel(network(NETWORKS[name], classes), 32), encoder_weights, NETWORKS[name])
+    return load_encoder(PaddedModel(network(NETWORKS[name], classes), 32), encoder_weights, NETWORKS[name], timms=True)

@@ -15,14 +15,12 @@ from utils.models.pretrained import hub_state, load_but_heads, read_state
 from utils.models.smp import build_encoder, fill_encoder
 from utils.registry import register_model
 
+SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12}
 NETWORKS = {
     "mask2former_resnet50": ("microsoft/resnet-50", {}),
     "mask2former_swin_t": ("microsoft/swin-tiny-patch4-window7-224", {"depths": [2, 2, 6, 2]}),
     "mask2former_swin_s": ("microsoft/swin-small-patch4-window7-224", {"depths": [2, 2, 18, 2]}),
-    "mask2former_swin_b": (
-        "microsoft/swin-base-patch4-window12-384-in22k",
-        {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
-    ),
+    "mask2former_swin_b": ("microsoft/swin-base-patch4-window12-384-in22k", SWIN_B),
 }
 """The backbone's repository on the hub, and settings, where they differ from transformers' ResNet-50 and Swin-T."""
 COCO = {f"mask2former_swin_{s[0]}": f"facebook/mask2former-swin-{s}-coco-instance" for s in ("tiny", "small", "base")}
@@ -31,7 +29,8 @@ WHOLE = "model.pixel_level_module.encoder."
 """Where the backbone is in a file of a whole Mask2Former."""
 HEADS = ("class_predictor.", "criterion.", "model.transformer_module.queries_")
 """What depends on the number of classes or queries."""
-OPTIONS = ("queries", "width", "pixel_layers", "layers", "points")
+OPTIONS = {"queries": 100, "width": 256, "pixel_layers": 6, "layers": 9, "points": 12544}
+"""And the paper's values."""
 MOST, LEAST_SCORE = 100, 0.01
 """The most instances in an image, and the score below which nothing is one."""
 
@@ -59,36 +58,24 @@ class Mask2Former(nn.Module):
     arg-max; with a threshold per class a sum would do harm, as a hundred nearly empty queries add up to a tenth here
     and there, and doubles exceed 1. With the maximum the one matched query decides, as it was trained to.
 
-    name: one of NETWORKS, or "" for a network on `encoder`, one of smp's. queries: the most masks per image. width:
+    name: one of NETWORKS, or "" for a network on `encoder`, one of smp's. options, see OPTIONS: queries: the most masks per image. width:
     channels of both decoders, a multiple of 32. pixel_layers, layers: of the pixel decoder and of the transformer
     decoder. points: at which a mask is compared with the truth.
     """
 
-    def __init__(
-        self,
-        name: str,
-        classes: int,
-        encoder: nn.Module | None = None,
-        queries: int = 100,
-        width: int = 256,
-        pixel_layers: int = 6,
-        layers: int = 9,
-        points: int = 12544,
-    ):
+    def __init__(self, name: str, classes: int, encoder: nn.Module | None = None, **options: int):
         super().__init__()
         from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
+        queries, width, pixel_layers, layers, points = (OPTIONS | options).values()
         make = partial(SwinConfig, drop_path_rate=0.3) if "swin" in name else ResNetConfig
         settings = NETWORKS[name][1] if encoder is None else placeholder(encoder)
-        backbone = make(out_features=["stage1", "stage2", "stage3", "stage4"], **settings)
         with quiet():
             config = Mask2FormerConfig(
-                backbone_config=backbone,
+                backbone_config=make(out_features=["stage1", "stage2", "stage3", "stage4"], **settings),
                 num_labels=classes,
                 num_queries=queries,
-                feature_size=width,
-                mask_feature_size=width,
-                hidden_dim=width,
+                **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), width),
                 encoder_feedforward_dim=4 * width,
                 dim_feedforward=8 * width,
                 encoder_layers=pixel_layers,
@@ -143,13 +130,11 @@ class Mask2Former(nn.Module):
         truth = targets(label)
         queries = self.model(pixel_values=image, output_auxiliary_logits=True)
         names = ("masks_queries_logits", "class_queries_logits")
-        layers = [{n: layer[n].float() for n in names} for layer in (queries, *queries.auxiliary_logits)]
+        last, *others = ({n: layer[n].float() for n in names} for layer in (queries, *queries.auxiliary_logits))
         with torch.autocast(image.device.type, enabled=False):  # matching needs float32
+            masks, labels = [each.masks for each in truth], [each.labels for each in truth]
             terms = self.model.get_loss_dict(
-                **layers[0],
-                mask_labels=[each.masks for each in truth],
-                class_labels=[each.labels for each in truth],
-                auxiliary_predictions=layers[1:],
+                **last, mask_labels=masks, class_labels=labels, auxiliary_predictions=others
             )
         return self.model.get_loss(terms)
 
@@ -243,7 +228,8 @@ def build_on_encoder(
 def check_mask2former(name: str, classes: int, options: dict[str, int]) -> None:
     """Raise ModelError for unknown options and for sizes that do not go together."""
     check_options(name, options, OPTIONS)
-    if (queries := options.get("queries", 100)) < classes:
-        raise ModelError(f"{name} needs a query for each of the {classes} classes; found queries={queries}")
-    if (width := options.get("width", 256)) % 32:
-        raise ModelError(f"{name} needs a width that is a multiple of 32; found width={width}")
+    sizes = OPTIONS | options
+    if sizes["queries"] < classes:
+        raise ModelError(f"{name} needs a query for each of the {classes} classes; found queries={sizes['queries']}")
+    if sizes["width"] % 32:
+        raise ModelError(f"{name} needs a width that is a multiple of 32; found width={sizes['width']}")

@@ -1,8 +1,7 @@
 """Mask R-CNN: boxes are proposed, classified and refined, and each gets a mask of its own (torchvision)."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +11,12 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.resnet import ResNet50_Weights
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from utils.models.base import Loss, ModelError, PaddedModel
+from utils.models.base import Loss, ModelError, PaddedModel, check_options
 from utils.models.instances import Instances, class_logits, targets
-from utils.models.pretrained import load_but_heads, load_state, read_state, torchvision_state
+from utils.models.pretrained import load_but_heads, load_encoder, read_state, torchvision_state
 from utils.models.smp import build_encoder, fill_encoder
 from utils.registry import register_model
 
@@ -29,6 +27,7 @@ ANCHORS_IN_IMAGE = 32
 LEAST_ANCHOR = 16
 """Pixels: four steps of the finest grid. With anchors as wide as a step or two, a small image has one for each bone at
 best, and training is slow: two images of 64 pixels are learnt to Dice 0.976 in 100 steps; with 4, to 0.27 in 240."""
+OPTIONS = ("smallest_anchor", "proposals", "detections")
 LEAST_SCORE = 0.01
 """Below it, nothing is an instance. torchvision's 0.05 leaves little after few epochs where classes are many."""
 HALF_PIXEL = 0.5
@@ -74,22 +73,19 @@ class MaskRCNN(nn.Module):
 
         Masks are learnt from soft labels, a box's 28 × 28 values by the share that each covers.
         """
-        truth = [
-            {"boxes": each.boxes - HALF_PIXEL, "labels": each.labels + 1, "masks": each.masks}
-            for each in targets(label)
-        ]
+        truth = [{"boxes": t.boxes - HALF_PIXEL, "labels": t.labels + 1, "masks": t.masks} for t in targets(label)]
         features, images = self._features(image)
-        with _mode(True, self.rpn, self.roi_heads):
-            proposals, losses = self.rpn(images, features, truth)
-            _, more = self.roi_heads(features, proposals, images.image_sizes, truth)
+        self.rpn.training = self.roi_heads.training = True
+        proposals, losses = self.rpn(images, features, truth)
+        _, more = self.roi_heads(features, proposals, images.image_sizes, truth)
         return sum((losses | more).values())
 
     def _detect(self, image: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """torchvision's boxes, labels, scores and masks (K, 1, 28, 28) for each image."""
         features, images = self._features(image)
-        with _mode(False, self.rpn, self.roi_heads):  # in training too, they must detect, not compute losses
-            proposals, _ = self.rpn(images, features)
-            return self.roi_heads(features, proposals, images.image_sizes)[0]
+        self.rpn.training = self.roi_heads.training = False  # in training too, they must detect, not compute losses
+        proposals, _ = self.rpn(images, features)
+        return self.roi_heads(features, proposals, images.image_sizes)[0]
 
     def _features(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], ImageList]:
         features = {name: maps.float() for name, maps in self.backbone(image).items()}  # anchors get their dtype
@@ -121,19 +117,6 @@ def _in_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
     return type(output)(_in_float32(module, inputs, each) for each in output)
 
 
-@contextmanager
-def _mode(training: bool, *modules: nn.Module) -> Iterator[None]:
-    """Within, `modules` themselves, not what they hold, are in training or in evaluation."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = training
-    try:
-        yield
-    finally:
-        for module, was in zip(modules, before, strict=True):
-            module.training = was
-
-
 def _in_image(found: dict[str, torch.Tensor], size: Sequence[int]) -> Instances:
     """torchvision's detections with their masks, interpolated bilinearly, in an image of `size` (H, W).
 
@@ -142,9 +125,7 @@ def _in_image(found: dict[str, torch.Tensor], size: Sequence[int]) -> Instances:
     boxes = found["boxes"] + HALF_PIXEL
     masks = found["masks"][:, 0].float()
     with torch.autocast(boxes.device.type, enabled=False):
-        rows, columns = (
-            _weights(boxes[:, side], boxes[:, side + 2], masks.shape[1], size[1 - side]) for side in (1, 0)
-        )
+        rows, columns = (_weights(boxes[:, i], boxes[:, i + 2], masks.shape[1], size[1 - i]) for i in (1, 0))
         whole = (rows @ masks @ columns.transpose(1, 2)).clamp(0, 1)
     return Instances(boxes, found["labels"] - 1, found["scores"], whole)
 
@@ -156,50 +137,38 @@ def _weights(start: torch.Tensor, end: torch.Tensor, cells: int, pixels: int) ->
     return (1 - (place[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
 
 
-def _smallest_anchor(given: int, image_size: int | None) -> int:
-    """The side of the smallest anchor, pixels; without an image size torchvision's, which fits 1024 pixels."""
-    return given or (max(image_size // ANCHORS_IN_IMAGE, LEAST_ANCHOR) if image_size else 32)
+def _settings(
+    image_size: int | None, smallest_anchor: int = 0, proposals: int = 512, detections: int = 100
+) -> tuple[int, dict[str, float]]:
+    """The smallest anchor's side in pixels, and the options of `build` by torchvision's names.
 
-
-def _options(proposals: int, detections: int) -> dict[str, float]:
-    """torchvision's names of the options of `build`."""
-    return {
-        "box_batch_size_per_image": proposals,
-        "box_detections_per_img": detections,
-        "box_score_thresh": LEAST_SCORE,
-    }
+    Without an image size the anchor is torchvision's, which fits 1024 pixels.
+    """
+    anchor = smallest_anchor or (max(image_size // ANCHORS_IN_IMAGE, LEAST_ANCHOR) if image_size else 32)
+    sampled = {"box_batch_size_per_image": proposals, "box_detections_per_img": detections}
+    return anchor, {**sampled, "box_score_thresh": LEAST_SCORE}
 
 
 @register_model("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", family="instances")
 def build_torchvision(
-    name: str,
-    classes: int,
-    encoder_weights: str | None,
-    image_size: int | None = None,
-    smallest_anchor: int = 0,
-    proposals: int = 512,
-    detections: int = 100,
+    name: str, classes: int, encoder_weights: str | None, image_size: int | None = None, **options: int
 ) -> PaddedModel:
     """torchvision's networks on a ResNet-50 with a feature pyramid of 256 channels.
 
     encoder_weights: "coco" takes the whole network as torchvision trained it, but for the layers of the classes;
-    "imagenet" the ResNet alone; a path either, as what the file holds. The options are those of `build`.
+    "imagenet" the ResNet alone; a path either, as what the file holds. The options are those of `build` but channels.
     """
-    options = _options(proposals, detections)
-    network = get_model(name, weights=None, weights_backbone=None, num_classes=classes + 1, **options)
-    model = PaddedModel(MaskRCNN(network, classes, _smallest_anchor(smallest_anchor, image_size)), 32)
+    check_options(name, options, OPTIONS)
+    anchor, settings = _settings(image_size, **options)
+    network = get_model(name, weights=None, weights_backbone=None, num_classes=classes + 1, **settings)
+    model = PaddedModel(MaskRCNN(network, classes, anchor), 32)
     if encoder_weights == "coco":
         pretrained = get_model_weights(name).DEFAULT
         model.network.load(torchvision_state(pretrained, "coco"), pretrained.url)
-    elif encoder_weights == "imagenet":
-        pretrained = ResNet50_Weights.DEFAULT
-        load_state(model.network.encoder, torchvision_state(pretrained), pretrained.url)
-    elif encoder_weights:
-        state = read_state(encoder_weights)
-        if any("roi_heads." in tensor for tensor in state):
-            model.network.load(state, encoder_weights)
-        else:
-            load_state(model.network.encoder, state, encoder_weights)
+    elif encoder_weights in (None, "imagenet") or not any("roi_heads." in n for n in read_state(encoder_weights)):
+        load_encoder(model, encoder_weights, "resnet50")
+    else:
+        model.network.load(read_state(encoder_weights), encoder_weights)
     return model
 
 
@@ -211,9 +180,7 @@ def build(
     encoder_weights: str | None,
     image_size: int | None = None,
     channels: int = 256,
-    smallest_anchor: int = 0,
-    proposals: int = 512,
-    detections: int = 100,
+    **options: int,
 ) -> PaddedModel:
     """Mask R-CNN on any encoder of smp or timm.
 
@@ -222,15 +189,15 @@ def build(
     channels: of the feature pyramid and of the mask's layers, most of the cost. proposals: boxes per image that classes
     and masks are learnt from, a quarter of them on objects. detections: the most instances in an image.
     """
+    check_options(name, options, ("channels", *OPTIONS))
     if encoder_weights == "coco":
         raise ModelError(
             f"encoder_weights='coco' is there for maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2; {name} takes "
             "'imagenet', 'pip', or a path"
         )
+    anchor, settings = _settings(image_size, **options)
     body, encoder, multiple = build_encoder(name, encoder, encoder_weights, image_size)
-    options = _options(proposals, detections)
-    network = TorchvisionMaskRCNN(EncoderPyramid(body, channels), classes + 1, **options)
+    network = TorchvisionMaskRCNN(EncoderPyramid(body, channels), classes + 1, **settings)
     network.roi_heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
     network.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
-    model = PaddedModel(MaskRCNN(network, classes, _smallest_anchor(smallest_anchor, image_size)), multiple)
-    return fill_encoder(model, encoder, encoder_weights)
+    return fill_encoder(PaddedModel(MaskRCNN(network, classes, anchor), multiple), encoder, encoder_weights)

@@ -5,7 +5,7 @@ from torch import nn
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import EncoderHead, atrous_pyramid
-from utils.models.pretrained import load_timm
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 NETWORKS = {
@@ -37,4 +37,4 @@ def deeplab_v3(body: str, classes: int) -> EncoderHead:
 def build(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
     """MobileViT or MobileViTv2 with DeepLabV3's head; encoder_weights: "imagenet" (timm's) or a file of timm's."""
     body = NETWORKS[name]
-    return load_timm(PaddedModel(deeplab_v3(body, classes), 32), encoder_weights, body)
+    return load_encoder(PaddedModel(deeplab_v3(body, classes), 32), encoder_weights, body, timms=True)

@@ -113,29 +113,25 @@ def torchvision_state(pretrained: WeightsEnum, asked: str = "imagenet") -> dict[
         ) from error
 
 
-def load_torchvision(model: PaddedModel, encoder_weights: str | None, name: str) -> PaddedModel:
-    """Fill `model.network.encoder`, all or a part of torchvision's classifier `name`, and return the model.
+def load_encoder(model: PaddedModel, encoder_weights: str | None, name: str, timms: bool = False) -> PaddedModel:
+    """Fill `model.network.encoder`, all or a part of the classifier `name` of torchvision or timm; return the model.
 
-    encoder_weights: "imagenet" for torchvision's best, the path of a file, or None, which changes nothing. All of
-    torchvision's weights expect ImageNet's normalisation.
+    encoder_weights: "imagenet" for the library's best, the path of a file, or None, which changes nothing. timms: the
+    classifier is timm's, whose weights set the model's normalisation; torchvision's all expect ImageNet's.
     """
-    if encoder_weights == "imagenet":
-        pretrained = get_model_weights(name).DEFAULT
-        load_state(model.network.encoder, torchvision_state(pretrained), pretrained.url)
-    elif encoder_weights:
-        load_state(model.network.encoder, read_state(encoder_weights), encoder_weights)
-    return model
-
-
-def load_timm(model: PaddedModel, encoder_weights: str | None, name: str) -> PaddedModel:
-    """As `load_torchvision`, for all or a part of timm's classifier `name`; sets the normalisation of its weights."""
-    if encoder_weights == "imagenet":
+    if not encoder_weights:
+        return model
+    if encoder_weights != "imagenet":
+        state, source = read_state(encoder_weights, name), encoder_weights
+    elif timms:
         source = timm.get_pretrained_cfg(name).hf_hub_id
         check_hub(source)
-        load_state(model.network.encoder, timm.create_model(name, pretrained=True).state_dict(), source)
-    elif encoder_weights:
-        load_state(model.network.encoder, read_state(encoder_weights, name), encoder_weights)
-    if encoder_weights:
+        state = timm.create_model(name, pretrained=True).state_dict()
+    else:
+        pretrained = get_model_weights(name).DEFAULT
+        state, source = torchvision_state(pretrained), pretrained.url
+    load_state(model.network.encoder, state, source)
+    if timms:
         model.mean, model.std = normalisation(name)
     return model
 

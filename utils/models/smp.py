@@ -9,10 +9,9 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from utils.files import unknown
+from utils.models.additions import DeeplySupervised, WithMetadata
 from utils.models.base import ModelError, PaddedModel, check_options
-from utils.models.metadata import WithMetadata
 from utils.models.pretrained import check_hub, load_state, normalisation, read_state
-from utils.models.supervised import DeeplySupervised
 from utils.registry import register_model
 
 SET_HERE = ("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs")
@@ -54,8 +53,8 @@ def build(
 ) -> PaddedModel:
     """An smp decoder on an encoder. `image_size` matters to encoders built for one size (Swin, MaxViT).
 
-    `options` are the decoder's own (`decoder_channels`, …). deep_supervision: see `models.supervised`.
-    metadata: the person's sex, age, height and weight as an auxiliary input, see `models.metadata`. Raises ModelError
+    `options` are the decoder's own (`decoder_channels`, …). deep_supervision: see `models.additions`.
+    metadata: the person's sex, age, height and weight as an auxiliary input, see `models.additions`. Raises ModelError
     for an unknown option or encoder, a pair that does not work, and weights that can't be loaded.
     """
     encoder = encoder or DEFAULT_ENCODERS.get(name, DEFAULT_ENCODER)

@@ -6,7 +6,7 @@ from timm.models.swin_transformer import SwinTransformerStage
 from torch import nn
 
 from utils.models.base import PaddedModel
-from utils.models.pretrained import load_timm
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 BODY = "swin_tiny_patch4_window7_224"
@@ -68,4 +68,4 @@ class PatchExpanding(nn.Module):
 @register_model("swin_unet", family="transformer, modern")
 def build(classes: int, encoder_weights: str | None) -> PaddedModel:
     """Swin-Unet; encoder_weights: "imagenet" (of timm's Swin-T, two blocks per stage) or a file of those."""
-    return load_timm(PaddedModel(SwinUnet(classes), 32), encoder_weights, BODY)
+    return load_encoder(PaddedModel(SwinUnet(classes), 32), encoder_weights, BODY, timms=True)

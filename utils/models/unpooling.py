@@ -11,7 +11,7 @@ from torchvision.ops.misc import Conv2dNormActivation, ConvNormActivation
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import VGG16
-from utils.models.pretrained import load_torchvision
+from utils.models.pretrained import load_encoder
 from utils.registry import register_model
 
 
@@ -127,4 +127,4 @@ def build(name: str, classes: int, encoder_weights: str | None, width: float = 1
     encoder_weights: "imagenet" or a file of torchvision's VGG16 with batch norm, for DeconvNet with its fully connected
     layers; both need width 1.
     """
-    return load_torchvision(PaddedModel(NETWORKS[name](classes, width), 32), encoder_weights, "vgg16_bn")
+    return load_encoder(PaddedModel(NETWORKS[name](classes, width), 32), encoder_weights, "vgg16_bn")

@@ -21,9 +21,9 @@ from utils.data.fold_data import FoldData
 from utils.data.loader import plain_loader, training_loader
 from utils.device import choose_device, usable
 from utils.files import delete_temporary, resolve, restore_folder, shown
+from utils.models.additions import WithMetadata
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import Config, check_unseen, describe_network, hash_people, load_weights, read_config
-from utils.models.metadata import WithMetadata
 from utils.training import faults
 from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
 from utils.training.precision import choose_precision
