@@ -8,7 +8,7 @@ from torchvision import models
 
 from tests import zoo
 from utils.models import ModelError, build_model
-from utils.models.dilatednet import CONTEXTS, ContextModule
+from utils.models.dilated import CONTEXTS, ContextModule
 from utils.models.fcn import LearntUpsampling
 
 THIN = {"width": 1 / 16}

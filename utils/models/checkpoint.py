@@ -109,9 +109,8 @@ def check_unseen(config: Config, people: Iterable[str], where: str, advice: str)
 def describe_network(model: PaddedModel) -> dict[str, Any]:
     """What a checkpoint's config says about a network; the architecture is "" for one that no registered name made."""
     made = getattr(model, "made_from", {})
-    values = {name: made.get(name, "") for name in ("architecture", "encoder", "plugin", "plugin_sha256")}
-    values["options"] = made.get("options", {})
-    return values | {"mean": list(model.mean), "std": list(model.std)}
+    values = {"options": {}, **dict.fromkeys(("architecture", "encoder", "plugin", "plugin_sha256"), "")}
+    return {k: made.get(k, v) for k, v in values.items()} | {"mean": list(model.mean), "std": list(model.std)}
 
 
 def versions() -> dict[str, str]:

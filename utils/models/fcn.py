@@ -1,12 +1,13 @@
-"""Fully convolutional networks (Long, Shelhamer, Darrell 2015): FCN-32s, FCN-16s and FCN-8s."""
+"""Fully convolutional networks: FCN-32s, -16s and -8s as in the paper, and torchvision's on dilated ResNets."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import get_model, get_model_weights
 
 from utils.models.base import PaddedModel
 from utils.models.blocks import VGG16
-from utils.models.pretrained import load_encoder
+from utils.models.pretrained import load_encoder, load_state, read_state, torchvision_state
 from utils.registry import register_model
 
 STRIDES = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
@@ -70,3 +71,36 @@ def build(name: str, classes: int, encoder_weights: str | None, width: float = 1
     encoder_weights: "imagenet" or a file of torchvision's VGG16, fully connected layers included; these need width 1.
     """
     return load_encoder(PaddedModel(FCN(classes, STRIDES[name], width), 32), encoder_weights, "vgg16")
+
+
+class MainOutput(nn.Module):
+    """Takes the main output out of torchvision's dictionary."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float (N, 3, H, W) to logits (N, classes, H, W)."""
+        return self.network(image)["out"]
+
+
+@register_model("fcn_resnet50", "fcn_resnet101", family="fully convolutional")
+@register_model("deeplabv3_resnet50", "deeplabv3_resnet101", family="dilated")
+def build_torchvision(name: str, classes: int, encoder_weights: str | None) -> PaddedModel:
+    """One of torchvision's networks at output stride 8, its last layer replaced by one with `classes` channels.
+
+    encoder_weights: "imagenet" takes the whole network, which torchvision trained on COCO, as the competition's
+    baseline does; a path loads the ResNet alone; None starts from random weights. DeepLabV3 has the rates 12, 24, 36.
+
+    torchvision states 35.3 and 54.3 M parameters for FCN, 42.0 and 61.0 M for DeepLabV3 (21 classes); 2.4 M of them
+    are an auxiliary output, which is left out here.
+    """
+    network = get_model(name, weights=None, weights_backbone=None, num_classes=21)
+    if encoder_weights == "imagenet":
+        state = torchvision_state(get_model_weights(name).DEFAULT)
+        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("aux_classifier")})
+    elif encoder_weights:
+        load_state(network.backbone, read_state(encoder_weights), encoder_weights)
+    network.classifier[-1] = nn.Conv2d(network.classifier[-1].in_channels, classes, 1)
+    return PaddedModel(MainOutput(network), 8)

@@ -58,9 +58,9 @@ class Mask2Former(nn.Module):
     arg-max; with a threshold per class a sum would do harm, as a hundred nearly empty queries add up to a tenth here
     and there, and doubles exceed 1. With the maximum the one matched query decides, as it was trained to.
 
-    name: one of NETWORKS, or "" for a network on `encoder`, one of smp's. options, see OPTIONS: queries: the most masks per image. width:
-    channels of both decoders, a multiple of 32. pixel_layers, layers: of the pixel decoder and of the transformer
-    decoder. points: at which a mask is compared with the truth.
+    name: one of NETWORKS, or "" for a network on `encoder`, one of smp's. options: those of OPTIONS. queries: the most
+    masks per image. width: channels of both decoders, a multiple of 32. pixel_layers, layers: of the pixel decoder and
+    of the transformer decoder. points: at which a mask is compared with the truth.
     """
 
     def __init__(self, name: str, classes: int, encoder: nn.Module | None = None, **options: int):

@@ -21,7 +21,8 @@ BEST, LEAST_SCORE = 200, 0.05
 """Anchors of each class that enter the suppression, and the score below which nothing is an instance."""
 LEAST_ANCHOR = 16
 """Pixels: two steps of the finest grid; smaller anchors leave gaps in which bones have none, see `maskrcnn`."""
-OPTIONS = ("channels", "prototypes", "smallest_anchor", "instances")
+OPTIONS = {"channels": 256, "prototypes": 32, "smallest_anchor": 24.0, "instances": 100}
+"""And the paper's values."""
 AUTHORS = "prediction_layers.0."
 """Where the head is in the authors' files, by which they are known."""
 NAMES = {
@@ -76,26 +77,19 @@ class YOLACT(nn.Module):
     weigh, cut off at its box. Unlike the authors' code, which made all anchors square by accident, anchors have the
     paper's ratios; and masks are learnt as coverage of the prototypes' pixels, not cut at a half.
 
-    channels: of the pyramid, the prototypes' layers and the head. smallest_anchor: side of the smallest square anchor,
+    options: those of OPTIONS. channels: of the pyramid, the prototypes' layers and the head. smallest_anchor: side of the smallest square anchor,
     pixels; each of the five levels doubles it, in the paper from 24 to 384. instances: the most in an image.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        classes: int,
-        channels: int = 256,
-        prototypes: int = 32,
-        smallest_anchor: float = 24.0,
-        instances: int = 100,
-    ):
+    def __init__(self, encoder: nn.Module, classes: int, **options: float):
         super().__init__()
+        channels, prototypes, smallest_anchor, instances = (OPTIONS | options).values()
         self.encoder, self.outputs = encoder, (4, classes + 1, prototypes)
         self.sides, self.most = [smallest_anchor * 2**level for level in range(5)], instances
         self.pyramid = Pyramid(encoder.out_channels[-3:], channels)
-        before = [layer for _ in range(3) for layer in (convolution(channels, channels), nn.ReLU())]
-        after = [convolution(channels, channels), nn.ReLU(), nn.Conv2d(channels, prototypes, 1), nn.ReLU()]
-        self.protonet = nn.Sequential(*before, nn.Upsample(scale_factor=2, mode="bilinear"), *after)
+        layers = [layer for _ in range(4) for layer in (convolution(channels, channels), nn.ReLU())]
+        layers.insert(6, nn.Upsample(scale_factor=2, mode="bilinear"))
+        self.protonet = nn.Sequential(*layers, nn.Conv2d(channels, prototypes, 1), nn.ReLU())
         self.tower = nn.Sequential(convolution(channels, channels), nn.ReLU())
         self.heads = nn.ModuleList(convolution(channels, len(RATIOS) * number) for number in self.outputs)
         self.segmentation = nn.Conv2d(channels, classes, 1)
@@ -175,11 +169,11 @@ class YOLACT(nn.Module):
 
         Raises ModelError for a file of another encoder or of other sizes.
         """
-        renamed = {}
+        kept = {}
         for name, tensor in state.items():
             start = next((start for start in NAMES if name.startswith(start)), "")
-            renamed[NAMES.get(start, "") + name.removeprefix(start)] = tensor
-        kept = {name: tensor for name, tensor in renamed.items() if not name.startswith(OF_CLASSES)}
+            if not (here := NAMES.get(start, "") + name.removeprefix(start)).startswith(OF_CLASSES):
+                kept[here] = tensor
         load_but_heads(self, kept, source, OF_CLASSES)
 
 
@@ -217,9 +211,7 @@ def build_on_resnet(
             f"{name}: no hub has COCO's weights. Download the authors' file (github.com/dbolya/yolact, section "
             "Evaluation) and give its path as encoder_weights"
         )
-    if not encoder_weights or encoder_weights in ("imagenet", "pip"):
-        return build(name, classes, encoder, encoder_weights, image_size, **options)
-    state = read_state(encoder_weights)
+    state = {} if encoder_weights in (None, "imagenet", "pip") else read_state(encoder_weights)
     if not any(tensor.startswith(AUTHORS) for tensor in state):
         return build(name, classes, encoder, encoder_weights, image_size, **options)
     model = build(name, classes, encoder, None, image_size, **options)

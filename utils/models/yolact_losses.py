@@ -54,7 +54,7 @@ def losses(found: Found, label: torch.Tensor) -> dict[str, torch.Tensor]:
     truth = targets(label)
     matched = torch.stack([match(each.boxes, found.places) for each in truth])
     positive = matched >= 0
-    boxes, masks = found.offsets.new_zeros(()), found.offsets.new_zeros(())
+    boxes, masks = found.offsets.new_zeros(2)
     classes = torch.where(positive, 0, found.classes.shape[2] - 1)
     for number, each in enumerate(truth):
         which = positive[number].nonzero()[:, 0]
