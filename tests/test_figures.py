@@ -282,7 +282,7 @@ def test_differences_name_both_results_and_colour_the_winner(monkeypatch):
     assert not cropped(figure)
     ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert ticks[0] == f"{other.name} − {one.name}" and len(ticks) == 3
-    colours = [tuple(c.get_facecolor()[0][:3]) for c in figure.axes[0].collections[1::2]]
+    colours = [tuple(colour[:3]) for colour in figure.axes[0].collections[1].get_facecolor()]
     assert colours[:2] == [to_rgb(BETTER), to_rgb(WORSE)]
 
 

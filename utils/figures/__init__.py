@@ -2,6 +2,7 @@
 # ruff: noqa: F401
 
 from utils.figures.charts import LiveCurves, class_dice, curves, formats, leaderboard, thresholds
+from utils.figures.colours import class_colours
 from utils.figures.comparisons import (
     ablation,
     class_scores,
@@ -13,4 +14,4 @@ from utils.figures.comparisons import (
 from utils.figures.detections import activations, instance_overlays
 from utils.figures.eda import argmax_losses, bends, body, class_areas, exposure, fold_sizes, overlap_matrix
 from utils.figures.overlays import batch, density_maps, errors, overlay, overlays, picture_items
-from utils.figures.style import DPI, class_colours, save
+from utils.figures.style import DPI, save

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.figures.style import INK, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+from utils.figures.colours import INK, PALETTE, SOFT, class_colours, readable
+from utils.figures.style import WIDTH, describe, legend, new_figure, signed
 
 KINDS = {"ensemble": "#D55E00", "model": "#0072B2", "fold model": "#56B4E9", "baseline": "#8a97a5"}
 """Colours of the leaderboard's rows."""
@@ -80,11 +81,11 @@ def class_dice(tables: dict[str, pd.DataFrame]) -> Figure:
         label = f"{model}: mean {np.nanmean(values):.4f}"
         means = np.nanmean(values, axis=0)
         ax.scatter(means, rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3, label=label)
-    title = label if alone else ""
-    describe(ax, title, "Dice: mean (dot), 10th to 90th percentile of the images (bar)", grid="x", rows=classes)
+    text = "Dice: mean (dot), 10th to 90th percentile of the images (bar)"
+    describe(ax, label if alone else "", text, grid="x", rows=classes)
     ax.set(xlim=(max(0.0, low - 0.02), 1.004))
     if not alone:
-        figure.legend(loc="outside upper center", ncols=min(len(tables), 2), fontsize=9, frameon=False)
+        legend(figure, "upper center", min(len(tables), 2))
     return figure
 
 
@@ -136,7 +137,6 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     for label, kind in zip(ax.get_yticklabels(), table["kind"], strict=True):
         label.set_fontweight("bold" if kind == "ensemble" else "normal")
     ax.set(xlim=(low - 0.06 * room, high + 0.34 * room))
-    ax.set_axisbelow(True)
     return figure
 
 
@@ -147,10 +147,11 @@ def formats(table: pd.DataFrame) -> Figure:
     the third chart has the Dice with PyTorch's masks in place of the change of Dice.
     """
     table = table.dropna(subset=["difference"])
-    dice = ("change", "{:+z.4f}", "change of mean Dice")  # z: no minus before zero
+    dice = ("change", signed, "change of mean Dice")
     if table["change"].isna().all():
-        dice = ("agreement", "{:.4f}", "Dice with PyTorch's masks")
-    shown = (("milliseconds", "{:.0f}", "ms per image on the CPU"), ("megabytes", "{:.1f}", "size in MB"), dice)
+        dice = ("agreement", "{:.4f}".format, "Dice with PyTorch's masks")
+    sizes = ("megabytes", "{:.1f}".format, "size in MB")
+    shown = (("milliseconds", "{:.0f}".format, "ms per image on the CPU"), sizes, dice)
     figure, axes = new_figure(WIDTH, 1.0 + 0.36 * len(table), 1, 3)
     colours = [SOFT if name == "pytorch" else PALETTE[5] for name in table.index]
     for ax, (column, text, title) in zip(axes, shown, strict=True):
@@ -165,8 +166,6 @@ def formats(table: pd.DataFrame) -> Figure:
             ax.barh(rows, values, color=colours, height=0.6)
             ax.set_xlim(0, 1.25 * span)
         for row, value in zip(rows, values, strict=True):
-            label = text.format(value).replace("-", "−")
-            ax.text(value + 0.04 * span, row, label, va="center", fontsize=9, color=INK)
+            ax.text(value + 0.04 * span, row, text(value), va="center", fontsize=9, color=INK)
         describe(ax, title, grid="x", rows=table.index if ax is axes[0] else [""] * len(table))
-        ax.set_axisbelow(True)
     return figure

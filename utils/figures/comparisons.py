@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from utils.analysis.ablation import Ablation
 from utils.analysis.comparison import Comparison
 from utils.figures.charts import KINDS
+from utils.figures.colours import INK, LINE, PALETTE, SOFT, row_colours
 from utils.figures.overlays import halo
-from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+from utils.figures.style import WIDTH, describe, draw_intervals, legend, logarithmic, new_figure, signed
 from utils.hand.bend import BENT, STRAIGHT
 
 BETTER, WORSE = PALETTE[2], PALETTE[3]
@@ -30,10 +30,8 @@ def class_scores(table: pd.DataFrame) -> Figure:
     """
     panels = 1 + ("hd95" in table)
     figure, axes = new_figure(WIDTH if panels > 1 else WIDTH * 0.8, 1.4 + 0.24 * len(table), 1, panels)
-    rows, colours = np.arange(len(table)), class_colours(table.index)
-    shown = [readable(colours[name]) for name in table.index]
-    axes[0].hlines(rows, table["low"], table["high"], color=shown, linewidth=6, alpha=0.5)
-    axes[0].scatter(table["dice"], rows, s=26, color=shown, edgecolor=INK, linewidths=0.6, zorder=3, label="all images")
+    rows, colours = np.arange(len(table)), row_colours(table.index)
+    draw_intervals(axes[0], table["low"], table["high"], table["dice"], colours, "all images")
     for column, marker in (("straight", "|"), ("bent", "x")):
         if column in table:
             label = {"straight": STRAIGHT, "bent": BENT}[column]
@@ -41,33 +39,29 @@ def class_scores(table: pd.DataFrame) -> Figure:
     title = f"mean {table['dice'].mean():.4f}"
     describe(axes[0], title, "Dice: mean (dot) with its 95 % interval (bar)", grid="x", rows=table.index)
     if panels > 1:
-        axes[1].barh(rows, table["hd95"], height=0.6, color=shown, alpha=0.8)
+        axes[1].barh(rows, table["hd95"], height=0.6, color=colours, alpha=0.8)
         axes[1].scatter(table["msd"], rows, s=22, color="white", edgecolor=INK, linewidths=0.8, zorder=3)
         title = f"mean {table['hd95'].mean():.2f} px, {table['msd'].mean():.2f} px"
         describe(axes[1], title, "HD95 (bar), mean distance (dot), in pixels", grid="x", rows=table.index)
         axes[1].tick_params(labelleft=False)
-        axes[1].set_axisbelow(True)
     if "bent" in table:
-        figure.legend(loc="outside upper left", ncols=3, fontsize=9, frameon=False)
+        legend(figure, "upper left", 3)
     return figure
 
 
 def differences(comparisons: Sequence[Comparison]) -> Figure:
     """The difference of mean Dice of each comparison, b - a, with its 95 % interval; green: b is better, red: a is."""
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.3 + 0.42 * len(comparisons))
-    found = np.array([c.estimate for c in comparisons], float)
-    for row, (one, (mean, low, high)) in enumerate(zip(comparisons, found, strict=True)):
-        colour = {one.b: BETTER, one.a: WORSE}.get(one.winner, SOFT)
-        ax.hlines(row, low, high, color=colour, linewidth=6, alpha=0.5)
-        ax.scatter(mean, row, s=34, color=colour, edgecolor=INK, linewidths=0.6, zorder=3)
-        text = f"{mean:+z.4f}".replace("-", "−")
-        ax.annotate(text, (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    means, low, high = np.array([c.estimate for c in comparisons], float).T
+    colours = [{c.b: BETTER, c.a: WORSE}.get(c.winner, SOFT) for c in comparisons]
+    draw_intervals(ax, low, high, means, colours)
+    for place in zip(means, range(len(means)), strict=True):
+        style = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
+        ax.annotate(signed(place[0]), place, (0, 7), **style)
     ax.axvline(0, color=INK, linewidth=1)
-    describe(
-        ax, x="difference of mean Dice, with its 95 % interval", grid="x", rows=[f"{c.b} − {c.a}" for c in comparisons]
-    )
+    names = [f"{c.b} − {c.a}" for c in comparisons]
+    describe(ax, x="difference of mean Dice, with its 95 % interval", grid="x", rows=names)
     ax.margins(x=0.12)
-    ax.set_axisbelow(True)
     return figure
 
 
@@ -82,8 +76,7 @@ def ablation(found: Ablation) -> Figure:
         ax.axvspan(-found.noise, found.noise, color=LINE, alpha=0.6, linewidth=0, label="another seed alone (95 %)")
     rows = np.arange(len(table))
     colours = table["verdict"].map({"better": BETTER, "worse": WORSE}).fillna(SOFT).tolist()
-    ax.hlines(rows, table["low"], table["high"], color=colours, linewidth=5, alpha=0.5)
-    ax.scatter(table["difference"], rows, s=26, color=colours, edgecolor=INK, linewidths=0.6, zorder=3)
+    draw_intervals(ax, table["low"], table["high"], table["difference"], colours)
     if table["bent"].notna().any():
         ax.scatter(table["bent"], rows, s=22, marker="x", color=INK, linewidths=1, zorder=4, label=BENT)
     ax.axvline(0, color=INK, linewidth=1)
@@ -92,9 +85,8 @@ def ablation(found: Ablation) -> Figure:
     if table[["low", "high"]].abs().max(axis=None) > WIDE:  # one bad technique would hide the differences of the others
         ax.set_xscale("symlog", linthresh=WIDE / 3)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    ax.set_axisbelow(True)
     if ax.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
+        legend(figure, "upper left", 2)
     return figure
 
 
@@ -116,22 +108,17 @@ def dice_over_minutes(table: pd.DataFrame) -> Figure:
             continue
         done = some["state"].eq("done")
         ax.vlines(some["minutes"], some["low"], some["high"], color=colour, linewidth=3, alpha=0.35)
-        ax.scatter(
-            some["minutes"], some["dice"], s=44, color=np.where(done, colour, "white"), edgecolor=colour, zorder=3
-        )
+        fill = np.where(done, colour, "white")
+        ax.scatter(some["minutes"], some["dice"], s=44, color=fill, edgecolor=colour, zorder=3)
         ax.scatter([], [], s=44, color=colour, label=kind)
     if not known["state"].eq("done").all():
         ax.scatter([], [], s=44, color="white", edgecolor=SOFT, label="unfinished")
-    ax.set(xscale="log", xlim=(known["minutes"].min() / 1.5, known["minutes"].max() * 2))
-    ax.set_xlabel("minutes of training and inference; an ensemble's with its models'", fontsize=9)
-    ax.set_ylabel("out-of-fold Dice, 95 % interval", fontsize=9)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
+    logarithmic(ax)
+    ax.set(xlim=(known["minutes"].min() / 1.5, known["minutes"].max() * 2))
+    text = "minutes of training and inference; an ensemble's with its models'"
+    describe(ax, x=text, y="out-of-fold Dice, 95 % interval")
     ax.margins(y=0.08)
-    ax.grid(color=LINE, linewidth=0.7)
-    ax.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    legend(figure, "upper center", 4)
     best = known["dice"] == known["dice"].max()
     name_points(ax, known["minutes"], known["dice"], known["run"] + "/" + known["name"], best)
     return figure
@@ -155,13 +142,10 @@ def dice_against_cost(table: pd.DataFrame, families: Sequence[str], image_size: 
             area = 12 + 5 * rows["parameters"]
             ax.scatter(rows["multiply_adds"], rows["dice"], s=area, color=colours[name], alpha=0.6, linewidths=0)
             ax.scatter(rows["multiply_adds"], rows["dice"], s=9, color=colours[name], label=name, zorder=3)
-    ax.set(xscale="log", xlabel=f"10⁹ multiply-adds of a forward pass at {image_size} × {image_size}", ylabel="Dice")
-    ax.set_xlim(table["multiply_adds"].min() / 1.4, table["multiply_adds"].max() * 2.2)
+    ax.set(xscale="log", xlim=(table["multiply_adds"].min() / 1.4, table["multiply_adds"].max() * 2.2))
+    describe(ax, x=f"10⁹ multiply-adds of a forward pass at {image_size} × {image_size}", y="Dice")
     ax.margins(y=0.07)
-    ax.grid(color=LINE, linewidth=0.7)
-    ax.set_axisbelow(True)
-    legend = figure.legend(loc="outside upper center", ncols=4, fontsize=9, frameon=False)
-    for handle in legend.legend_handles:
+    for handle in legend(figure, "upper center", 4).legend_handles:
         handle.set_sizes([36])
     name_points(ax, table["multiply_adds"], table["dice"], table.index, table.index.isin(best.index))
     return figure
@@ -174,23 +158,19 @@ def instance_scores(table: pd.DataFrame) -> Figure:
     """
     mean, rows = table.iloc[0], table.iloc[1:].reset_index(drop=True)
     figure, axes = new_figure(WIDTH, 1.6 + 0.24 * len(rows), 1, 2)
-    places, colours = np.arange(len(rows)), class_colours(rows["class"])
-    shown = [readable(colours[name]) for name in rows["class"]]
-    axes[0].hlines(places, rows["mask mAP50-95"], rows["mask mAP50"], color=shown, linewidth=6, alpha=0.45)
-    dots = {"s": 26, "color": shown, "edgecolor": INK, "linewidths": 0.6, "zorder": 3}
-    axes[0].scatter(rows["mask mAP50-95"], places, **dots)
+    places, colours = np.arange(len(rows)), row_colours(rows["class"])
+    draw_intervals(axes[0], rows["mask mAP50-95"], rows["mask mAP50"], rows["mask mAP50-95"], colours)
     axes[0].scatter(rows["box mAP50-95"], places, s=40, marker="|", color=INK, zorder=4)
     title = f"mean: mask mAP50 {mean['mask mAP50']:.3f}, mAP50-95 {mean['mask mAP50-95']:.3f}"
     about = "mask mAP50-95 (dot) to mAP50 (end of the bar); box mAP50-95 (line)"
     describe(axes[0], title, about, grid="x", rows=rows["class"])
-    axes[1].scatter(rows["Dice"], places, **dots)
+    draw_intervals(axes[1], rows["Dice"], rows["Dice"], rows["Dice"], colours)
     axes[1].scatter(rows["IoU"], places, s=24, marker="x", color=INK, linewidths=1, zorder=4)
     describe(axes[1], f"mean Dice {mean['Dice']:.3f}, mIoU {mean['IoU']:.3f}", "Dice (dot), IoU (cross)", "", "x")
     axes[1].set_yticks(places, [])
     axes[1].set(ylim=axes[0].get_ylim())
     for ax in axes:
         ax.set(xlim=(-0.02, 1.02))
-        ax.set_axisbelow(True)
     return figure
 
 

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from utils.figures.colours import INK, class_colours
 from utils.figures.overlays import Picture, draw_outlines, halo, image_grid, show_image
-from utils.figures.style import INK, class_colours
+from utils.figures.style import legend
 from utils.models.instances import Instances
 
 
@@ -43,7 +44,7 @@ def instance_overlays(
             ax.text(*box[:2], f"{name} {100 * score:.0f}", color=colour, **style)
     line = {"color": "white", "path_effects": halo(2.5, INK), "label": "true outline"}
     handles = [Line2D([], [], **line), Line2D([], [], color=INK, label="found: box, outline, class, score in per cent")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    legend(figure, "lower center", 2, handles=handles)
     return figure
 
 

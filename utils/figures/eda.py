@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from utils.analysis import statistics
 from utils.analysis.survey import BINS, Survey
-from utils.figures.style import INK, LINE, PALETTE, SOFT, WIDTH, class_colours, describe, new_figure, readable
+from utils.figures.colours import INK, LINE, PALETTE, SOFT, row_colours
+from utils.figures.style import WIDTH, describe, draw_intervals, legend, logarithmic, new_figure
 from utils.hand.bend import BENT_DEGREES
 
 SPLITS = {"train": PALETTE[5], "test": PALETTE[0]}
@@ -16,16 +16,11 @@ SEXES = {"F": PALETTE[0], "M": PALETTE[5]}
 
 def class_areas(found: Survey) -> Figure:
     """Area of each class as a share of the image, on a logarithmic axis: mean (dot) and smallest to largest (bar)."""
-    table, colours = statistics.class_statistics(found), class_colours(found.classes)
+    table = statistics.class_statistics(found)
     ends = 100 * statistics.image_shares(found).groupby(found.bones["class"]).agg(["min", "max"]).reindex(found.classes)
     figure, (ax,) = new_figure(WIDTH * 0.8, 1.2 + 0.22 * len(table))
-    rows, shown = np.arange(len(table)), [readable(colours[name]) for name in table.index]
-    ax.hlines(rows, ends["min"], ends["max"], color=shown, linewidth=6, alpha=0.55)
-    ax.scatter(100 * table["share"], rows, color=shown, edgecolor=INK, linewidths=0.6, s=30, zorder=3)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    ax.xaxis.set_minor_locator(NullLocator())
+    draw_intervals(ax, ends["min"], ends["max"], 100 * table["share"], row_colours(table.index))
+    logarithmic(ax, " %")
     describe(ax, x="share of the image: mean (dot), smallest to largest (bar)", grid="x", rows=table.index)
     return figure
 
@@ -65,8 +60,7 @@ def argmax_losses(found: Survey, least: float = 0.001) -> Figure:
         label = f"{title}: {lost[rule].mean():.4f} on average"
         ax.barh(np.arange(len(shown)) + shift, shown[rule], height=0.36, color=colour, label=label)
     describe(ax, x="Dice lost although every pixel is known", grid="x", rows=shown.index)
-    ax.set_axisbelow(True)
-    figure.legend(title="a shared pixel goes", loc="outside upper center", fontsize=9, title_fontsize=9, frameon=False)
+    legend(figure, "upper center", 1, title="a shared pixel goes", title_fontsize=9)
     return figure
 
 
@@ -90,7 +84,7 @@ def body(sizes: pd.DataFrame) -> Figure:
             ax.plot(ends, start + slope * ends, color=SOFT, linewidth=1.2, linestyle="--")
         describe(ax, f"{titles[column]}: r = {r[column]:.2f}")
     axes[0].set_ylabel("√ of the hand bones' area (pixels)", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    legend(figure, "lower center", 2, handles=axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -128,7 +122,7 @@ def exposure(found: Survey) -> Figure:
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     describe(axes[0], "share of the pixels by grey value", "grey value")
     describe(axes[1], "one point per image", "mean grey value", "standard deviation")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    legend(figure, "lower center", 2)
     return figure
 
 
@@ -141,7 +135,7 @@ def fold_sizes(folds: pd.DataFrame, found: Survey) -> Figure:
     if counts[True].any():
         bars = {"color": PALETTE[3], "height": 0.7, "label": "people with a bent wrist"}
         ax.barh(counts.index, counts[True], left=counts[False], **bars)
-        figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+        legend(figure, "upper center", 2)
     for fold, total in counts.sum(axis=1).items():
         ax.text(total, fold, f"  {total} images, {people[fold]} people", va="center", fontsize=9, color=INK)
     describe(ax, x="images", grid="", rows=[f"fold {fold}" for fold in counts.index])

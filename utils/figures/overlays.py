@@ -18,7 +18,8 @@ from matplotlib.patheffects import withStroke
 
 from utils.analysis.survey import Survey
 from utils.data.cache import make_entry
-from utils.figures.style import INK, SOFT, WIDTH, NotebookFigure, class_colours, new_figure
+from utils.figures.colours import INK, SOFT, class_colours
+from utils.figures.style import WIDTH, NotebookFigure, legend, new_figure
 from utils.masks import rle
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import coverage
@@ -124,7 +125,7 @@ def errors(
     handles = [Line2D([], [], marker="s", linestyle="", color=colour, label=label) for colour, label in kinds]
     line = {"color": "white", "path_effects": halo(2.5, SOFT), "label": f"true outline of {classes[worst]}"}
     handles.append(Line2D([], [], **line))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    legend(figure, "lower center", 3, handles=handles)
     return figure
 
 

@@ -1,42 +1,24 @@
-"""Style of all figures: colours, empty figures, titles and axes, and saving.
+"""Style of all figures: empty figures, titles and axes, bars with dots, legends, and saving.
 
-Figures are made without pyplot, so nothing is shown twice and none stays in memory. A class has the same colour in
-every figure.
+Figures are made without pyplot, so nothing is shown twice and none stays in memory.
 """
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import LogLocator, NullLocator
 
-from utils.data.competition import HAND_BONES
+from utils.figures.colours import INK, LINE
 from utils.files import replacing
 
 DPI = 110
 WIDTH = 11.0
 """Inches; a notebook's text is about as wide."""
-
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
-"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart (jfly.uni-koeln.de/color)."""
-INK, SOFT, LINE = "#1d2733", "#6b7a8a", "#dde3ea"
-RAYS = ("#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
-"""One hue per finger, thumb first; the bones of a finger go from light (tip) to dark (metacarpal)."""
-CARPALS_AND_ARM = (
-    "#F0E442",
-    "#5AA2D6",
-    "#B8A800",
-    "#A9D0EE",
-    "#2F7FBF",
-    "#F7F0A0",
-    "#7DB8E0",
-    "#D9C400",
-    "#C98BFF",
-    "#8E5BD0",
-)
-"""Carpals in yellows and blues so that neighbours differ; Radius and Ulna violet."""
 
 
 class NotebookFigure(Figure):
@@ -59,7 +41,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def describe(ax: Axes, title: str = "", x: str = "", y: str = "", grid: str = "both", rows: Sequence[str] = ()) -> None:
-    """Title, axis labels and light grid lines at the ticks of the axis `grid` ("x", "y", "both"; "" for none).
+    """Title, axis labels and light grid lines behind the ticks of the axis `grid` ("x", "y", "both"; "" for none).
 
     rows: names of a chart's horizontal rows, the first at the top.
     """
@@ -68,9 +50,37 @@ def describe(ax: Axes, title: str = "", x: str = "", y: str = "", grid: str = "b
     ax.set_ylabel(y, fontsize=9)
     if grid:
         ax.grid(axis=grid, color=LINE, linewidth=0.7)
+        ax.set_axisbelow(True)
     if len(rows):
         ax.set_yticks(range(len(rows)), rows, fontsize=9)
         ax.set(ylim=(len(rows) - 0.4, -0.6))
+
+
+def draw_intervals(
+    ax: Axes, low: Sequence[float], high: Sequence[float], middle: Sequence[float], colours: Sequence, label: str = ""
+) -> None:
+    """One row each, the first at the top: a bar from low to high, and a dot at the middle."""
+    rows = range(len(middle))
+    ax.hlines(rows, low, high, color=colours, linewidth=6, alpha=0.5)
+    ax.scatter(middle, rows, s=28, color=colours, edgecolor=INK, linewidths=0.6, zorder=3, label=label or None)
+
+
+def logarithmic(ax: Axes, unit: str = "") -> None:
+    """Make the x axis logarithmic, with plain numbers, 1, 2 and 5 of every power of ten, and their unit."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, place: str, columns: int, **options: Any) -> Legend:
+    """A legend without a frame outside the axes, at `place` such as "upper left"; options: matplotlib's."""
+    return figure.legend(loc=f"outside {place}", ncols=columns, fontsize=9, frameon=False, **options)
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A number with its sign and a true minus; zero never has one."""
+    return f"{value:+z.{digits}f}".replace("-", "−")
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
@@ -78,28 +88,3 @@ def save(figure: Figure, path: str | Path) -> Figure:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
     return figure
-
-
-def class_colours(classes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """RGB (0 to 1) of every class: a hand bone always has the same colour; other classes get one by their position."""
-    bones, others = _bone_colours(), [name for name in classes if name not in HAND_BONES]
-    shades = (0, 0.45, -0.35, 0.65, -0.55)
-    rest = {n: _shade(PALETTE[i % 7], shades[i // 7 % 5]) for i, n in enumerate(others)}
-    return {name: bones.get(name) or rest[name] for name in classes}
-
-
-def readable(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The colour, darkened if it is too light for a white page."""
-    light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
-    return tuple(c * min(1.0, 0.72 / light) for c in colour)
-
-
-def _bone_colours() -> dict[str, tuple[float, float, float]]:
-    steps = (0.6, 0.3, 0.0, -0.28)
-    rays = [(hue, step) for number, hue in enumerate(RAYS) for step in (steps if number else steps[:3])]
-    return dict(zip(HAND_BONES, [*(_shade(*ray) for ray in rays), *map(to_rgb, CARPALS_AND_ARM)], strict=True))
-
-
-def _shade(colour: str, step: float) -> tuple[float, float, float]:
-    """The colour, lighter (step up to 1, white) or darker (down to -1, black)."""
-    return tuple(c + (1 - c) * step if step > 0 else c * (1 + step) for c in to_rgb(colour))

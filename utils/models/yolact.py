@@ -77,8 +77,9 @@ class YOLACT(nn.Module):
     weigh, cut off at its box. Unlike the authors' code, which made all anchors square by accident, anchors have the
     paper's ratios; and masks are learnt as coverage of the prototypes' pixels, not cut at a half.
 
-    options: those of OPTIONS. channels: of the pyramid, the prototypes' layers and the head. smallest_anchor: side of the smallest square anchor,
-    pixels; each of the five levels doubles it, in the paper from 24 to 384. instances: the most in an image.
+    options: those of OPTIONS. channels: of the pyramid, the prototypes' layers and the head. smallest_anchor: side of
+    the smallest square anchor, pixels; each of the five levels doubles it, in the paper from 24 to 384. instances: the
+    most in an image.
     """
 
     def __init__(self, encoder: nn.Module, classes: int, **options: float):
