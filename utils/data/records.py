@@ -147,6 +147,11 @@ class Ensemble(Submitting):
     versions: dict[str, str] = {}
 
     @property
+    def refining_weights(self) -> dict[str, float]:
+        """The weight of each model that refines another one."""
+        return {name: stage["weight"] for name, stage in self.wrist_stages.items()}
+
+    @property
     def all_models(self) -> dict[str, dict[str, Any]]:
         """Those that voted, and those that refine one of them."""
         return self.models | self.wrist_stages

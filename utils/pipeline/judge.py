@@ -51,8 +51,7 @@ def judged_masks(run: Run, judged: str, vote: Ensemble) -> tuple[Callable, Cache
     weights = {name: model["weight"] for name, model in vote.models.items()} if judged == ENSEMBLE else {judged: 1.0}
     fold_models = find_fold_models(run.output_dir, list(weights))
     if judged == ENSEMBLE:
-        stages = {name: stage["weight"] for name, stage in vote.wrist_stages.items()}
-        fold_models = refine(run.output_dir, fold_models, stages)
+        fold_models = refine(run.output_dir, fold_models, vote.refining_weights)
     voted = {name: vote.parameters[name] for name in ("threshold", "vote")}
     masks = partial(vote_images, fold_models, split="oof", weights=weights, **voted)
     return masks, run.cache(fold_models[0].config.image_size)
