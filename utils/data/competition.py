@@ -44,12 +44,12 @@ def image_files(folder: Path) -> list[Path]:
 
 def _hidden(path: Path) -> bool:
     """Whether a file <ID>/<name> is a system's own."""
-    return is_hidden(path.name) or is_hidden(path.parent.name)
+    return any(map(is_hidden, path.parts[-2:]))
 
 
 def _place(path: Path) -> str:
     """What an image and its annotation have in common: person and name without suffix, see `same_name`."""
-    return same_name(f"{path.parent.name}/{path.stem}")
+    return same_name("/".join(path.parts[-2:]).rpartition(".")[0])
 
 
 def find_images(

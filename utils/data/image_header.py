@@ -81,7 +81,7 @@ def read_header(path: str | Path, checksums: bool = False) -> tuple[int, int, in
 
     checksums: also look for damage inside the pixels, see `_read_png`; other formats have no checksums.
     """
-    if Path(path).suffix.lower() == ".png":
+    if str(path).lower().endswith(".png"):
         return _read_png(path, checksums)
     from PIL import Image, UnidentifiedImageError
 
