@@ -14,6 +14,7 @@ from utils.data.competition import HAND_BONES, read_classes, read_index
 from utils.files import ROOT, Problems, read_json, write_json
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
+from utils.models import build_model
 from utils.pipeline import preflight, resources, try_parts
 from utils.pipeline.hours import expected_hours
 from utils.pipeline.profile import Profile, ProfileError, profile_path, read_profile, steps
@@ -21,6 +22,7 @@ from utils.pipeline.run import start_run
 from utils.pipeline.steps import Step
 from utils.pipeline.up_to_date import digests, inputs, note_inputs, out_of_date
 from utils.sample.generator import make_sample
+from utils.training.losses import build_loss
 
 THIN = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "image_size": 64, "epochs": 4}
 THIN |= {"model_options": {"decoder_channels": [8, 8, 8, 8, 8]}, "output_dir": "outputs/try", "fold": 0}
@@ -78,9 +80,9 @@ def test_parts_that_can_not_work_are_all_listed_at_once():
 
 def fails_with_a_batch_of_one(architecture, side):
     torch.manual_seed(0)
-    model = try_parts.build_model(architecture, 2, "tu-mobilenetv3_small_050")
+    model = build_model(architecture, 2, "tu-mobilenetv3_small_050")
     try:
-        try_parts._one_step(model, try_parts.build_loss("bce"), torch.optim.SGD(model.parameters(), 0.1), 1, side, 2)
+        try_parts._one_step(model, build_loss("bce"), torch.optim.SGD(model.parameters(), 0.1), 1, side, 2)
     except Problems as error:
         assert "batch norm on pooled maps" in error.problems[0]
         return True
