@@ -124,11 +124,15 @@ write_json(sys.argv[1], {"key": read_json(sys.argv[1])["key"], "problems": [], "
 """In place of try_parts.py, which imports torch: the quick notebooks train nothing."""
 
 
-def make_repository(root: Path, try_parts: bool = False) -> Path:
+def make_repository(root: Path, try_parts: bool = False, kernels: bool = False) -> Path:
     """A repository below `root` with the pipeline's modules, quick notebooks and the profile `quick`."""
     shutil.copytree(ROOT / "utils", root / "utils", ignore=shutil.ignore_patterns("__pycache__"))
     if not try_parts:
         (root / "utils" / "pipeline" / "try_parts.py").write_text(NO_TRIAL)
+    if not kernels:
+        (root / "papermill").mkdir()
+        shutil.copy(Path(__file__).with_name("quick_papermill.py"), root / "papermill" / "__init__.py")
+        (root / "papermill" / "iorw.py").write_text("from papermill import LocalHandler, papermill_io\n")
     (root / "notebooks" / "profiles").mkdir(parents=True)
     shutil.copy(ROOT / "notebooks" / "Snakefile", root / "notebooks")
     (root / "notebooks" / "profiles" / "quick.yaml").write_text(PROFILE)
@@ -165,10 +169,13 @@ def make_data(folder: Path) -> Path:
 
 
 class FakeRun:
-    """One run of the small repository: start it, see what it did. try_parts: with the real trial of all parts."""
+    """One run of the small repository: start it, see what it did.
 
-    def __init__(self, root: Path, try_parts: bool = False):
-        self.root = make_repository(root / "a repository", try_parts)
+    try_parts: with the real trial of all parts. kernels: each notebook by papermill, in a kernel of its own.
+    """
+
+    def __init__(self, root: Path, try_parts: bool = False, kernels: bool = False):
+        self.root = make_repository(root / "a repository", try_parts, kernels)
         self.data = make_data(root / "the data")
         self.run = self.root / "outputs" / "quick-the data"
         self.diary = self.run / "diary.txt"
@@ -207,7 +214,7 @@ class FakeRun:
         """Exit status, what it printed, and the diary's new lines: the steps that were executed."""
         before = len(self.lines())
         process = self.begin(*options)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=900)
         return process.returncode, output, self.lines()[before:]
 
     def lines(self) -> list[str]:
