@@ -15,6 +15,7 @@ from utils.data.competition import HAND_BONES
 from utils.files import ROOT
 from utils.masks import rle, upsampling
 from utils.masks.dice import dice_of_masks
+from utils.masks.masks import Masks
 
 SIZE = (2048, 2048)
 AREAS = np.geomspace(3_900, 75_000, len(HAND_BONES))
@@ -45,7 +46,7 @@ def ellipse_rle(shape: np.ndarray) -> str:
     y = np.arange(int(np.ceil(cy - a)), int(np.floor(cy + a)) + 1)
     half = b * np.sqrt(np.clip(1 - ((y - cy) / a) ** 2, 0, None))
     starts, ends = (y * SIZE[1] + np.rint(cx + side).astype(int) for side in (-half, half))
-    return rle.to_string(starts, ends + 1)
+    return rle.write_column(starts, ends + 1, [0, len(starts)])[0]
 
 
 def bone_submission(path: Path, seed: int, images: int = 288) -> Path:
@@ -67,30 +68,32 @@ def full_size() -> list[dict]:
     shapes = bone_shapes(rng)
     logits = bone_logits(rng, shapes)
     truth = reference.upsample(bone_logits(rng, shapes), SIZE) > 0
-    truth_rles = [rle.encode(mask) for mask in truth]
+    true_masks = Masks.from_dense(truth)
     same = sum(
         a == b
-        for a, b in zip(upsampling.encode_masks(logits, SIZE, 0), reference.logits_to_rle(logits, SIZE), strict=True)
+        for a, b in zip(
+            upsampling.upsample_masks(logits, SIZE, 0).texts(), reference.logits_to_rle(logits, SIZE), strict=True
+        )
     )
     noise = rng.normal(size=logits.shape).astype(np.float32)
     return [
         side_by_side(
             "29 × 512² logits to RLE at 2048²",
-            lambda: upsampling.encode_masks(logits, SIZE, 0),
+            lambda: upsampling.upsample_masks(logits, SIZE, 0).texts(),
             lambda: reference.logits_to_rle(logits, SIZE),
             repeats=9,
             note=f"{same} of {len(logits)} strings identical",
         ),
         side_by_side(
             "full-size validation of an image",
-            lambda: dice_of_masks(upsampling.encode_masks(logits, SIZE, 0), truth_rles),
+            lambda: dice_of_masks(upsampling.upsample_masks(logits, SIZE, 0), true_masks),
             lambda: reference.validate(logits, truth),
             repeats=9,
             note="logits to Dice of 29 classes, truth in memory on both sides",
         ),
         side_by_side(
             "the same logits to RLE, pure noise",
-            lambda: upsampling.encode_masks(noise, SIZE, 0),
+            lambda: upsampling.upsample_masks(noise, SIZE, 0).texts(),
             lambda: reference.logits_to_rle(noise, SIZE),
             repeats=1,
             note="worst case: every pixel near the threshold",

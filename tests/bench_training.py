@@ -27,6 +27,7 @@ from utils.files import ROOT
 from utils.inference import ensemble
 from utils.inference.probabilities import ProbabilityStore
 from utils.masks.dice import dice_of_masks
+from utils.masks.masks import Masks
 from utils.models import build_model
 from utils.pipeline.profile import profile_path, read_profile
 from utils.sample.generator import make_sample
@@ -131,7 +132,10 @@ def stored_probabilities() -> list[dict]:
             )
             truth = {name: warm_cache(512).read(name).truth for name in names}
             ours = np.mean([dice_of_masks(vote(stores, name), truth[name]).mean() for name in names])
-            exact = [dice_of_masks(reference.soft_vote(maps[n], (2048, 2048), 0.5), truth[n]).mean() for n in names]
+            exact = [
+                dice_of_masks(Masks.from_texts(reference.soft_vote(maps[n], (2048, 2048), 0.5)), truth[n]).mean()
+                for n in names
+            ]
             size = np.mean([stores[0].path(name).stat().st_size for name in names]) / 1000
             row["note"] = (
                 f"Dice {ours:.6f}, float32 {np.mean(exact):.6f}; {size:.0f} KB per image and fold model at 512"
@@ -153,7 +157,7 @@ def stored_probabilities() -> list[dict]:
     return rows
 
 
-def vote(stores: list[ProbabilityStore], name: str) -> list[str]:
+def vote(stores: list[ProbabilityStore], name: str) -> Masks:
     return ensemble.soft_vote([store.read(name) for store in stores], [1.0] * len(stores), 0.5)
 
 

@@ -31,7 +31,7 @@ from utils.device import Precision, candidates, choose_device
 from utils.files import ROOT, cores, write_json
 from utils.inference.predict import Predictor
 from utils.masks.dice import dice_of_masks
-from utils.masks.upsampling import encode_masks
+from utils.masks.upsampling import upsample_masks
 from utils.models import build_model
 from utils.pipeline.profile import profile_path, read_profile
 from utils.sample.generator import make_sample
@@ -198,7 +198,7 @@ def same_predictions(gpu: torch.device, checkpoint: Path, data: FoldData) -> Non
         tables = []
         for name, maps in Predictor(checkpoint, device, precision=precision).predict(data.cache, names, 1):
             entry = data.cache.read(name)
-            tables.append(dice_of_masks(encode_masks(maps, entry.size, 0.5), entry.truth))
+            tables.append(dice_of_masks(upsample_masks(maps, entry.size, 0.5), entry.truth))
         scores[device.type, precision] = float(np.nanmean(tables))
     exact, same, half = scores.values()
     note = f"CPU {exact:.5f}, GPU {same:.5f}, in the chosen precision {half:.5f}"

@@ -21,7 +21,7 @@ from utils.data.folds import read_folds
 from utils.files import ROOT, Problems, read_json, write_json, write_table
 from utils.hand.bend import AUTO, MEASURED, angle_of, angle_of_masks, bent_share, bent_wrists
 from utils.hand.bones import FOREARM
-from utils.masks import rle
+from utils.masks.masks import Masks
 
 CLASSES = ["Radius", "Ulna", "Lunate"]
 PEOPLE, IMAGES = 20, 40
@@ -158,10 +158,8 @@ def test_distances_of_the_true_masks_are_zero_and_of_shifted_ones_the_shift(samp
     names = table["image_name"][:2].tolist()
     truth = {name: cache.read(name).truth for name in names}
 
-    def shifted(text):
-        return rle.encode(np.roll(rle.decode(text, (256, 256)), -3, axis=0))
-
-    votes = [(names[0], truth[names[0]]), (names[1], [shifted(text) for text in truth[names[1]]])]
+    shifted = Masks.from_dense([np.roll(truth[names[1]].dense(n), -3, axis=0) for n in range(len(classes))])
+    votes = [(names[0], truth[names[0]]), (names[1], shifted)]
     distances = distance_tables(votes, cache)
     hd95, msd = distances["hd95"], distances["msd"]
     whole = [name for name in classes if name not in FOREARM]  # the image's border cuts the forearm
@@ -175,14 +173,16 @@ def test_wrists_of_masks_are_those_of_the_polygons(sample):
     table, classes = read_index(sample), read_classes(sample)
     for row in table[table["split"] == "train"].itertuples():
         angle = angle_of(read_annotation(row.annotation, classes))
-        drawn = {name: rle.encode(mask) for name, mask in true_masks(row, classes).items()}
-        assert angle_of_masks(drawn, (row.height, row.width)) == pytest.approx(angle, abs=3)
-        noisy = rle.decode(drawn["Radius"], (256, 256))
+        drawn = true_masks(row, classes)
+
+        def measured(masks):
+            return angle_of_masks(Masks.from_dense(list(masks.values())), list(masks))
+
+        assert measured(drawn) == pytest.approx(angle, abs=3)
+        noisy = drawn["Radius"].astype(bool)
         noisy[2:5, 2:5] = True  # false pixels far away
-        assert angle_of_masks(drawn | {"Radius": rle.encode(noisy)}, (256, 256)) == pytest.approx(
-            angle_of_masks(drawn, (256, 256))
-        )
-        assert np.isnan(angle_of_masks(drawn | {"Ulna": ""}, (256, 256)))
+        assert measured(drawn | {"Radius": noisy}) == pytest.approx(measured(drawn))
+        assert np.isnan(measured(drawn | {"Ulna": np.zeros_like(noisy)}))
 
 
 def true_masks(row, classes):

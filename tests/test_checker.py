@@ -16,6 +16,7 @@ from utils.data.competition import HAND_BONES, DataError, read_index
 from utils.hand.plausibility import FILE_NAME, find_unlikely, side_letters, what_is_usual
 from utils.hand.sides import hand_sides
 from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.submission import shapes
 
 
@@ -119,7 +120,7 @@ def test_every_malformed_rle_is_an_error(data, tmp_path, text):  # noqa: F811
 def test_masks_are_measured_as_by_pixels(seed, height, width, count):
     rng = np.random.default_rng(seed)
     masks = [rng.random((height, width)) < rng.choice([0, 0.2, 0.5, 0.9, 1]) for _ in range(count)]
-    found = shapes.measure([rle.encode(mask) for mask in masks], [height] * count, [width] * count)
+    found = shapes.measure(Masks.from_dense(masks))
     for number, mask in enumerate(masks):
         labels, pieces = ndimage.label(mask, np.ones((3, 3)))
         sizes = np.bincount(labels.ravel())[1:]
@@ -172,7 +173,7 @@ def test_empty_small_and_broken_masks_are_pointed_out(hands, tmp_path):
     ulna, radius, lunate = (truth["class"] == name for name in ("Ulna", "Radius", "Lunate"))
     first, second = truth["image_name"] == names[0], truth["image_name"] == names[1]
     broken = truth.assign(rle=truth["rle"].where(~(ulna & first), ""))
-    starts, ends = rle.parse(truth.loc[radius & second, "rle"].item())
+    starts, ends = Masks.from_texts([truth.loc[radius & second, "rle"].item()])[0]
     longest = int(np.argmax(ends - starts))
     run_of_radius = f"{starts[longest] + 1} {ends[longest] - starts[longest]}"
     broken["rle"] = broken["rle"].where(~(radius & second), run_of_radius)

@@ -16,7 +16,7 @@ from utils.analysis.label_check import middle_of, suspicious
 from utils.data.competition import HAND_BONES, read_index
 from utils.data.folds import assign_folds
 from utils.masks.dice import dice_of_masks
-from utils.masks.rle import encode
+from utils.masks.masks import Masks
 from utils.sample.generator import make_sample
 
 CLASSES = ["a", "b", "c", "absent"]
@@ -125,7 +125,7 @@ def test_argmax_cost_is_the_dice_after_numpys_argmax(measured):
         for rule, order in (("first", np.arange(4)), ("smaller", np.lexsort((np.arange(4), areas)))):
             winner = order[planes[order].argmax(axis=0)]  # the first class in this order that has the pixel
             kept = [planes[c] & (winner == c) for c in range(4)]
-            dice[rule].append(dice_of_masks([encode(m) for m in kept], [encode(m) for m in planes]))
+            dice[rule].append(dice_of_masks(Masks.from_dense(kept), Masks.from_dense(planes)))
     cost = statistics.argmax_cost(found)
     for rule, values in dice.items():
         assert cost[rule].to_numpy() == pytest.approx(np.mean(values, axis=0))

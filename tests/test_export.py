@@ -96,7 +96,7 @@ def test_dice_equals_pytorchs_and_int8_stays_near(trained, data, files):
     dice = []
     for name, scores in zip(names, maps, strict=True):
         entry = data.cache.read(name)
-        dice.append(dice_of_masks(upsampling.encode_masks(scores, entry.size, config.thresholds), entry.truth).mean())
+        dice.append(dice_of_masks(upsampling.upsample_masks(scores, entry.size, config.thresholds), entry.truth).mean())
     assert 0.1 < np.mean(dice) < 1
     assert np.abs(table.loc[["pytorch", "torchscript", "onnx", "openvino"], "dice"] - np.mean(dice)).max() < 1e-4
     assert table.loc[["onnx", "openvino"], "agreement"].min() > 0.999

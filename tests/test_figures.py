@@ -20,8 +20,8 @@ from utils.data.competition import HAND_BONES
 from utils.figures.comparisons import BETTER, WORSE
 from utils.figures.overlays import FALSE, MISSED
 from utils.figures.style import new_figure
-from utils.masks import rle
 from utils.masks.labels import draw
+from utils.masks.masks import Masks
 from utils.models.instances import Instances
 from utils.sample.images import geometry
 from utils.sample.roster import roster
@@ -40,13 +40,13 @@ def cropped(figure):
 
 def grid_masks(classes, size=SIZE):
     """One small rectangle per class; none overlap."""
-    rles = []
+    masks = []
     for number in range(len(classes)):
         mask = np.zeros(size, bool)
         row, column = divmod(number, 5)
         mask[5 + 38 * row : 30 + 38 * row, 5 + 38 * column : 30 + 38 * column] = True
-        rles.append(rle.encode(mask))
-    return rles
+        masks.append(mask)
+    return Masks.from_dense(masks)
 
 
 def scores(classes, images=12, seed=0):
@@ -100,8 +100,8 @@ def test_all_29_names_stand_on_a_hand_without_covering_each_other(panels):
     items = []
     for image in roster(2, 2, 0)[:panels]:
         _, polygons, _ = geometry(image, 512)
-        rles = [rle.encode(draw([polygons[name]], (512, 512))) for name in BONES]
-        items.append((image.ID, np.zeros((256, 256), np.uint8), rles, (512, 512)))
+        masks = Masks.from_dense([draw([polygons[name]], (512, 512)) for name in BONES])
+        items.append((image.ID, np.zeros((256, 256), np.uint8), masks))
     figure = figures.overlays(items, BONES)
     assert not cropped(figure)
     for ax in figure.axes:
@@ -116,9 +116,9 @@ def test_all_29_names_stand_on_a_hand_without_covering_each_other(panels):
 @pytest.mark.parametrize("classes", [["nucleus"], BONES])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
-    rles = [*grid_masks(classes)[:-1], ""]
+    masks = Masks.from_runs([*list(grid_masks(classes))[:-1], Masks.empty(1)[0]], SIZE)
     title = "ID001 image1661130828152_R.png right hand with a long title"
-    items = [(title, np.zeros((60, 50, 3) if i % 2 else (60, 50), np.uint8), rles, SIZE) for i in range(count)]
+    items = [(title, np.zeros((60, 50, 3) if i % 2 else (60, 50), np.uint8), masks) for i in range(count)]
     figure = figures.overlays(items, classes)
     assert len(figure.axes) == count
     assert not cropped(figure)
@@ -127,12 +127,12 @@ def test_overlays_of_any_number_of_coloured_or_grey_images(classes, count):
 def test_instances_are_drawn_where_they_were_found():
     """At full size, though found in a smaller image; those with a low score are not drawn."""
     torch = pytest.importorskip("torch")
-    rles, masks = grid_masks(BONES), torch.zeros(3, 60, 50)
+    truth, masks = grid_masks(BONES), torch.zeros(3, 60, 50)
     masks[0, 10:20, 5:25] = masks[1, 30:40, 5:25] = masks[2, 50:, 40:] = 0.9
     boxes = torch.tensor([[5, 10, 25, 20], [5, 30, 25, 40], [40, 50, 50, 60]]).float()
     found = Instances(boxes, torch.tensor([0, 28, 3]), torch.tensor([0.9, 0.51, 0.3]), masks)
     nothing = found.take(found.scores > 1)
-    items = [("ID001 image1.png, Dice 0.900", np.zeros((60, 50), np.uint8), rles, SIZE)] * 2
+    items = [("ID001 image1.png, Dice 0.900", np.zeros((60, 50), np.uint8), truth)] * 2
     figure = figures.instance_overlays(items, [found, nothing], BONES, 0.5)
     assert not cropped(figure)
     first, second = figure.axes
@@ -167,10 +167,10 @@ def test_batch_tints_labelled_pixels_by_how_much_of_them_is_in_the_class(channel
 @pytest.mark.parametrize("classes", [["nucleus"], BONES])
 def test_errors_marks_missed_and_false_pixels_and_looks_at_the_worst_class(classes):
     truth = grid_masks(classes)
-    predicted = list(truth)
-    shifted = np.roll(rle.decode(truth[-1], SIZE), 4, axis=1)
-    predicted[-1] = rle.encode(shifted)
-    figure = figures.errors("worst image", np.zeros((60, 50), np.uint8), truth, predicted, SIZE, classes)
+    last = truth.dense(len(truth) - 1)
+    shifted = np.roll(last, 4, axis=1)
+    predicted = Masks.from_runs([*list(truth)[:-1], Masks.from_dense([shifted])[0]], SIZE)
+    figure = figures.errors("worst image", np.zeros((60, 50), np.uint8), truth, predicted, classes)
     assert classes[-1] in figure.axes[1].get_title()
     assert not cropped(figure)
     drawn = figure.axes[1].images[1]
@@ -178,12 +178,14 @@ def test_errors_marks_missed_and_false_pixels_and_looks_at_the_worst_class(class
     seen = drawn.get_array()[..., 3] > 0
     full = np.zeros(SIZE, bool)
     full[round(top + 0.5) : round(bottom + 0.5), round(left + 0.5) : round(right + 0.5)] = seen
-    assert np.array_equal(full, rle.decode(truth[-1], SIZE) ^ shifted)
+    assert np.array_equal(full, last ^ shifted)
     assert MISSED != FALSE
 
 
 def test_errors_of_empty_masks():
-    figure = figures.errors("empty", np.zeros((60, 50), np.uint8), [""], [""], SIZE, ["nucleus"])
+    figure = figures.errors(
+        "empty", np.zeros((60, 50), np.uint8), Masks.empty(1, SIZE), Masks.empty(1, SIZE), ["nucleus"]
+    )
     assert "1.0000" in figure.axes[0].get_title()
 
 

@@ -20,7 +20,6 @@ from utils.inference.probabilities import LEVELS, ProbabilityStore
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
-from utils.masks.rle import decode
 from utils.registry import list_parts
 
 
@@ -129,9 +128,10 @@ def test_the_vote_is_the_same_with_any_number_of_threads(tmp_path):
         for name in names:
             fold_model.test.write(name, blobs(rng, (24, 24)), (61, 47))
     votes = [list(ensemble.vote_images(fold_models, names, "test", {"a": 1.0}, 0.5, threads=n)) for n in (0, 1, 5)]
+    votes = [[(name, masks.texts()) for name, masks in each] for each in votes]
     assert votes[0] == votes[1] == votes[2] and [name for name, _ in votes[0]] == names
     expected = [ensemble.soft_vote([m.test.read(name) for m in fold_models], [1, 1], 0.5) for name in names]
-    assert [masks for _, masks in votes[0]] == expected
+    assert [masks for _, masks in votes[0]] == [masks.texts() for masks in expected]
 
 
 def test_damaged_and_missing_probabilities_are_named(tmp_path):
@@ -176,8 +176,8 @@ def test_soft_vote_is_the_full_size_vote_of_what_is_stored(tmp_path_factory, see
         total += share / shares.sum() * reference.upsample(quantised, size)
     voted = ensemble.soft_vote(stored, shares, threshold)
     clear = np.abs(total - threshold) > 1e-5
-    for mask, plane, decided in zip(voted, total > threshold, clear, strict=True):
-        assert np.array_equal(decode(mask, size)[decided], plane[decided])
+    for number, (plane, decided) in enumerate(zip(total > threshold, clear, strict=True)):
+        assert np.array_equal(voted.dense(number)[decided], plane[decided])
 
 
 @settings(max_examples=30)
@@ -195,9 +195,10 @@ def test_hard_vote_is_the_majority_of_the_full_size_masks(tmp_path_factory, seed
         store.write(f"{number}", blobs(rng, grid), size)
         stored.append(store.read(f"{number}"))
         scores = (stored[-1].regions.dense() / np.float32(LEVELS)).astype(np.float32)
-        total += share * np.stack([decode(m, size) for m in upsampling.encode_masks(scores, size, limits)])
+        masks = upsampling.upsample_masks(scores, size, limits)
+        total += share * np.stack([masks.dense(number) for number in range(3)])
     voted = ensemble.hard_vote(stored, shares.tolist(), limits)
-    assert all(np.array_equal(decode(m, size), t > shares.sum() / 2 + 1e-7) for m, t in zip(voted, total, strict=True))
+    assert all(np.array_equal(voted.dense(i), plane > shares.sum() / 2 + 1e-7) for i, plane in enumerate(total))
 
 
 def test_post_processing_is_judged_out_of_fold(data, tmp_path):
@@ -223,10 +224,10 @@ def test_quantisation_hardly_changes_the_dice(tmp_path):
         rng = np.random.default_rng(number)
         truth = blobs(rng, (64, 64))
         maps = [np.roll(truth, rng.integers(-2, 3, 2), (1, 2)) * 0.999 for _ in range(2)]  # they agree but for a shift
-        encoded = upsampling.encode_masks(truth, (256, 256), 0.5)
+        encoded = upsampling.upsample_masks(truth, (256, 256), 0.5)
         for of, probabilities in enumerate(maps):
             store.write(f"{number}-{of}", probabilities, (256, 256))
-        exact = upsampling.encode_masks(np.mean(maps, axis=0, dtype=np.float32), (256, 256), 0.5)
+        exact = upsampling.upsample_masks(np.mean(maps, axis=0, dtype=np.float32), (256, 256), 0.5)
         voted = ensemble.soft_vote([store.read(f"{number}-{of}") for of in range(2)], [1, 1], 0.5)
         differences.append(dice_of_masks(voted, encoded).mean() - dice_of_masks(exact, encoded).mean())
     assert abs(np.mean(differences)) < 1e-4

@@ -64,7 +64,7 @@ def test_it_votes_beside_a_semantic_model(trained, data, tmp_path):
     for label, score, mask in zip(found.labels, found.scores, found.masks, strict=True):
         union[label] = np.maximum(union[label], (mask * score).numpy())
     assert np.abs(union - maps[0]).max() < 1e-5
-    expected = upsampling.encode_masks(np.mean(maps, axis=0), size, 0.1)
+    expected = upsampling.upsample_masks(np.mean(maps, axis=0), size, 0.1)
     assert dice_of_masks(soft_vote(stored, [1, 1], 0.1), expected).mean() > 0.99  # stored probabilities have 8 bits
 
 

@@ -10,6 +10,7 @@ from utils.data.warping import affine, flip, transform_matrix
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw
+from utils.masks.masks import Masks
 from utils.masks.rle import encode
 from utils.masks.sparse import SparseMaps
 from utils.sample.generator import make_sample
@@ -25,7 +26,7 @@ def rows(tmp_path_factory):
 
 def kept(label, size, truth):
     """Mean Dice of a label uint8 (classes, h, w), upsampled and cut at one half, against the true masks."""
-    return dice_of_masks(upsampling.encode_masks(label / np.float32(255), size, 0.5), truth).mean()
+    return dice_of_masks(upsampling.upsample_masks(label / np.float32(255), size, 0.5), truth).mean()
 
 
 @pytest.mark.parametrize(("side", "goal"), [(256, 0.990), (512, 0.995), (1024, 0.998)])
@@ -39,7 +40,7 @@ def test_flipped_labels_keep_the_flipped_masks(rows):
         entry = make_entry(row.image, row.annotation, CLASSES, (512, 512))
         label = SparseMaps.from_patches((512, 512), flip(entry.image, entry.label.patches())[1]).dense()
         shapes = read_annotation(row.annotation, CLASSES)
-        flipped = [encode(draw(shapes[name], entry.size)[:, ::-1]) for name in CLASSES]
+        flipped = Masks.from_dense([draw(shapes[name], entry.size)[:, ::-1] for name in CLASSES])
         plain = kept(entry.label.dense(), entry.size, entry.truth)
         assert kept(label, entry.size, flipped) == pytest.approx(plain, abs=1e-6)
 

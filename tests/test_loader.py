@@ -15,7 +15,7 @@ from utils.data.cache import Cache, make_entry
 from utils.data.competition import DataError, read_annotation, read_classes, read_index
 from utils.data.fold_data import FoldData
 from utils.data.loader import EpochSampler, dense_labels, plain_loader, training_loader
-from utils.masks import rle, upsampling
+from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw
 
@@ -40,7 +40,7 @@ def test_entries_hold_image_label_and_truth(cache, names, sample):
     image = cv2.imread(row["image"], cv2.IMREAD_GRAYSCALE)
     assert np.array_equal(entry.image, cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA))
     for label, shapes in read_annotation(row["annotation"], cache.classes).items():
-        assert entry.truth[cache.classes.index(label)] == rle.encode(draw(shapes, entry.size))
+        assert np.array_equal(entry.truth.dense(cache.classes.index(label)), draw(shapes, entry.size))
     assert entry.label.dense().shape == (29, 64, 64) and entry.size == (256, 256)
 
 
@@ -85,7 +85,7 @@ def test_labels_by_coverage_come_back_to_full_size_better_than_by_nearest(sample
     def kept(source, name):
         entry = source.read(name)
         return dice_of_masks(
-            upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth
+            upsampling.upsample_masks(entry.label.dense() / np.float32(255), entry.size, 0.5), entry.truth
         )
 
     coverage, nearest = (np.mean([kept(source, name) for name in names]) for source in (cache, shifted))

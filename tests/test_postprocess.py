@@ -10,6 +10,7 @@ from scipy import ndimage
 from utils.files import Problems
 from utils.inference.postprocess import build_postprocess
 from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.masks.pieces import find_pieces
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -31,7 +32,8 @@ def without_small(mask, pixels):
 @given(mask=MASKS)
 @example(mask=np.ones((3, 4), bool))
 def test_pieces_are_those_of_the_pixels(mask):
-    _, _, piece, areas = find_pieces(rle.parse(rle.encode(mask)), mask.shape)
+    found = find_pieces(Masks.from_dense([mask]))
+    piece, areas = found.piece, found.area
     label, count = ndimage.label(mask, CORNERS)
     assert len(areas) == count and len(set(piece)) == count
     assert sorted(areas) == sorted(ndimage.sum_labels(mask, label, np.arange(1, count + 1)))
@@ -39,12 +41,13 @@ def test_pieces_are_those_of_the_pixels(mask):
 
 @given(mask=MASKS, pixels=st.integers(1, 20))
 def test_steps_do_what_they_do_on_pixels(mask, pixels):
-    text = rle.encode(mask)
-    assert build_postprocess(["largest"])([text], mask.shape)[0] in largest(mask)
-    small = build_postprocess([f"min_area {pixels}"])([text], mask.shape)
-    assert small == [rle.encode(without_small(mask, pixels))]
-    filled = build_postprocess(["fill_holes"])([text], mask.shape)
-    assert filled == [rle.encode(ndimage.binary_fill_holes(mask))]
+    masks = Masks.from_dense([mask, mask[::-1], np.zeros_like(mask)])
+    for text, each in zip(build_postprocess(["largest"])(masks).texts(), (mask, mask[::-1]), strict=False):
+        assert text in largest(each)
+    small = build_postprocess([f"min_area {pixels}"])(masks).texts()
+    assert small == [rle.encode(without_small(each, pixels)) for each in (mask, mask[::-1])] + [""]
+    filled = build_postprocess(["fill_holes"])(masks).texts()
+    assert filled == [rle.encode(ndimage.binary_fill_holes(each)) for each in (mask, mask[::-1])] + [""]
 
 
 def test_steps_follow_each_other_for_every_class():
@@ -54,8 +57,9 @@ def test_steps_follow_each_other_for_every_class():
     whole = np.zeros((9, 9), bool)
     whole[1:6, 1:6] = True
     tidy = build_postprocess(["fill_holes", "largest", "min_area 2"])
-    assert tidy([rle.encode(ring), rle.encode(speck), ""], (9, 9)) == [rle.encode(whole), "", ""]
-    assert build_postprocess([])(["1 2"], (9, 9)) == ["1 2"]
+    masks = Masks.from_dense([ring, speck, np.zeros_like(ring)])
+    assert tidy(masks).texts() == [rle.encode(whole), "", ""]
+    assert build_postprocess([])(masks) is masks
 
 
 def test_wrong_steps_are_refused_with_the_nearest():

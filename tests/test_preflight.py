@@ -14,6 +14,7 @@ from utils.data.competition import HAND_BONES, read_classes, read_index
 from utils.files import ROOT, Problems, read_json, write_json
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
+from utils.masks.masks import Masks
 from utils.models import build_model
 from utils.pipeline import preflight, resources, try_parts
 from utils.pipeline.hours import expected_hours
@@ -235,7 +236,7 @@ def test_skip_bad_leaves_bad_images_out_and_says_so(tmp_path):
     run = start_run(parameters, "05_ensemble")
     assert sorted(run.skipped) == sorted(left_out) and run.test == ["another.png"]
     assert "imageID001.png" not in set(run.folds["image_name"])
-    frame = submission_frame(run.all_test_images({"another.png": ["1 5"]}), run.classes)
+    frame = submission_frame(run.all_test_images({"another.png": Masks.from_texts(["1 5"])}), run.classes)
     assert frame.to_numpy().tolist() == [["another.png", "bone", "1 5"], ["imageID003.png", "bone", ""]]
     with pytest.raises(KeyError):
         list(run.all_test_images({}))  # a readable image without masks is never submitted as empty

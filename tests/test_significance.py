@@ -15,7 +15,7 @@ from tests.strategies import floats
 from utils.data import significance
 from utils.data.significance import ENOUGH, FEW, LEVEL, RESAMPLES, bootstrap, sign_flip_p
 from utils.files import ROOT
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.masks.surface import surface_distances
 
 PEOPLE = np.repeat(np.arange(10), 2)
@@ -141,22 +141,22 @@ def test_distances_are_those_of_erosion_and_distance_transform():
     pairs = [(blobs(rng, size), blobs(rng, size)) for _ in range(60)]
     empty, full = np.zeros(size, bool), np.ones(size, bool)
     pairs += [(empty, empty), (empty, full), (full, full), (pairs[0][0], empty)]
-    found = surface_distances([rle.encode(a) for a, _ in pairs], [rle.encode(b) for _, b in pairs], size)
+    found = surface_distances(Masks.from_dense([a for a, _ in pairs]), Masks.from_dense([b for _, b in pairs]))
     expected = np.array([reference.surface_distances(a, b) for a, b in pairs])
     assert found.hd95 == pytest.approx(expected[:, 0], abs=1e-9)
     assert found.msd == pytest.approx(expected[:, 1], abs=1e-9)
     for values in found:
         assert values[-4:].tolist() == [0, np.hypot(*size), 0, np.hypot(*size)]
-    assert surface_distances([], [], size).msd.shape == (0,)
+    assert surface_distances(Masks.empty(0, size), Masks.empty(0, size)).msd.shape == (0,)
 
 
 def test_distances_at_the_border_survive_without_denormal_numbers():
     """Where more than half of the outline has row 0, SciPy's tree would be split for ever, until the stack is full."""
     script = (
-        "import numpy as np\nfrom utils.device import tune_process\nfrom utils.masks import rle\n"
+        "import numpy as np\nfrom utils.device import tune_process\nfrom utils.masks.masks import Masks\n"
         "from utils.masks.surface import surface_distances\ntune_process()\n"
         "mask = np.zeros((61, 47), bool)\nmask[0, :20] = mask[40, 3] = True\nmoved = np.roll(mask, 4, axis=1)\n"
-        "print(*surface_distances([rle.encode(mask)], [rle.encode(moved)], mask.shape))"
+        "print(*surface_distances(Masks.from_dense([mask]), Masks.from_dense([moved])))"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stdout.strip()) == (0, "[4.] [0.66666667]"), found.stderr
@@ -165,12 +165,12 @@ def test_distances_at_the_border_survive_without_denormal_numbers():
 def test_hd95_of_a_shifted_square_is_the_shift():
     mask = np.zeros((100, 100), bool)
     mask[20:60, 30:70] = True
-    texts = [rle.encode(np.roll(mask, n, axis=1)) for n in range(4)]
-    assert surface_distances([texts[0]] * 4, texts, (100, 100)).hd95.tolist() == [0, 1, 2, 3]
+    masks = Masks.from_dense([np.roll(mask, n, axis=1) for n in range(4)])
+    assert surface_distances(masks.select([0] * 4), masks).hd95.tolist() == [0, 1, 2, 3]
 
 
 def test_the_mean_distance_is_that_over_the_pixels_of_both_outlines():
-    found = surface_distances(["1 1", "1 1"], ["6 1", "1 1 5 1"], (3, 10))
+    found = surface_distances(*(Masks.from_texts(texts, (3, 10)) for texts in (["1 1", "1 1"], ["6 1", "1 1 5 1"])))
     assert found.msd.tolist() == [5, pytest.approx(4 / 3)] and found.hd95.tolist() == [5, pytest.approx(3.8)]
 
 

@@ -15,7 +15,7 @@ from tests import reference
 from utils import submission
 from utils.data.competition import DataError
 from utils.masks import rle
-from utils.submission import checker
+from utils.submission import checker, combine
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["Radius", "Ulna", "Lunate"]
@@ -203,7 +203,11 @@ def test_score_refuses_other_rows_and_bad_masks(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("min_votes", [None, 1, 3])
-def test_vote_equals_that_of_pixels(min_votes: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_at_a_time", [2, 256])
+def test_vote_equals_that_of_pixels(
+    min_votes: int | None, rows_at_a_time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(combine, "ROWS_AT_A_TIME", rows_at_a_time)
     frames = [table(seed).sample(frac=1, random_state=seed) for seed in range(3)]
     paths = [saved(frame, tmp_path / f"{i}.csv") for i, frame in enumerate(frames)]
     found = submission.vote(paths, min_votes)

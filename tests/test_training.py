@@ -15,7 +15,6 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.device import choose_device
 from utils.masks.dice import mean_dice
-from utils.masks.rle import decode
 from utils.models import ModelError, build_model
 from utils.models.checkpoint import load_checkpoint, read_config, save_checkpoint
 from utils.training import fit as fitting
@@ -59,7 +58,7 @@ def test_the_score_is_the_baselines_dice_at_full_size(trained, data):
         with torch.inference_mode():
             probabilities = model((image - mean) / std).sigmoid()[0].numpy()
         predicted = reference.upsample(probabilities, entry.size) > 0.5
-        truth = np.stack([decode(mask, entry.size) for mask in entry.truth])
+        truth = np.stack([entry.truth.dense(number) for number in range(len(entry.truth))])
         assert trained.val_dice.loc[name].to_numpy() == pytest.approx(reference.dice(predicted, truth), abs=2e-3)
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from utils.masks import rle, upsampling
+from utils.masks import upsampling
+from utils.masks.masks import Masks
 
 LENGTHS = st.integers(1, 40)
 FULL = st.integers(1, 200)
@@ -39,7 +40,8 @@ def assert_close_to_torch(maps: np.ndarray, size: tuple[int, int], threshold: fl
     """Pixels that differ from torch; none may lie further than the docstring's tolerance from the threshold."""
     upsampled = reference.upsample(maps, size)
     expected = upsampled > np.float32(threshold)
-    found = np.stack([rle.decode(text, size) for text in upsampling.encode_masks(maps, size, threshold)])
+    masks = upsampling.upsample_masks(maps, size, threshold)
+    found = np.stack([masks.dense(number) for number in range(len(masks))])
     differ = found != expected
     tolerance = 1e-5 * np.abs(maps).max(axis=(1, 2), keepdims=True)
     assert not (differ & (np.abs(upsampled - np.float32(threshold)) > tolerance)).any()
@@ -70,24 +72,23 @@ def test_strings_of_bones_equal_the_baselines() -> None:
     y, x = np.mgrid[:128, :128]
     centres = np.random.default_rng(0).uniform(0, 128, (8, 2, 1, 1))
     logits = (12 - np.hypot(y - centres[:, 0], x - centres[:, 1])).astype(np.float32)
-    assert upsampling.encode_masks(logits, (512, 600), 0) == reference.logits_to_rle(logits, (512, 600))
+    assert upsampling.upsample_masks(logits, (512, 600), 0).texts() == reference.logits_to_rle(logits, (512, 600))
     probabilities = torch.sigmoid(torch.from_numpy(logits)).numpy()
     expected = reference.encode_masks(probabilities, (512, 600), 0.5)
-    assert upsampling.encode_masks(torch.from_numpy(probabilities), (512, 600), [0.5] * 8) == expected
+    assert upsampling.upsample_masks(torch.from_numpy(probabilities), (512, 600), [0.5] * 8).texts() == expected
 
 
-def test_a_threshold_for_each_class_and_runs_as_intervals() -> None:
+def test_a_threshold_for_each_class() -> None:
     maps = np.random.default_rng(0).random((3, 10, 12), dtype=np.float32)
     thresholds = [0.2, 0.5, 2]
-    found = upsampling.encode_masks(maps, (90, 70), thresholds)
-    assert found == [upsampling.encode_masks(maps[[i]], (90, 70), t)[0] for i, t in enumerate(thresholds)]
+    found = upsampling.upsample_masks(maps, (90, 70), thresholds).texts()
+    assert found == [upsampling.upsample_masks(maps[[i]], (90, 70), t).texts()[0] for i, t in enumerate(thresholds)]
     assert found[2] == ""
-    assert [rle.to_string(*runs) for runs in upsampling.mask_runs(maps, (90, 70), thresholds)] == found
 
 
 def test_full_masks_are_one_run() -> None:
-    assert upsampling.encode_masks(np.ones((1, 3, 3), np.float32), (600, 500), 0) == ["1 300000"]
-    assert upsampling.encode_masks(np.zeros((1, 3, 3), np.float32), (600, 500), -0.1) == ["1 300000"]
+    assert upsampling.upsample_masks(np.ones((1, 3, 3), np.float32), (600, 500), 0).texts() == ["1 300000"]
+    assert upsampling.upsample_masks(np.zeros((1, 3, 3), np.float32), (600, 500), -0.1).texts() == ["1 300000"]
 
 
 def test_views_and_read_only_arrays_are_accepted() -> None:
@@ -96,26 +97,28 @@ def test_views_and_read_only_arrays_are_accepted() -> None:
     flipped.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert upsampling.encode_masks(flipped, (80, 80), 0.5) == reference.encode_masks(flipped.copy(), (80, 80), 0.5)
+        assert upsampling.upsample_masks(flipped, (80, 80), 0.5).texts() == reference.encode_masks(
+            flipped.copy(), (80, 80), 0.5
+        )
 
 
 def test_infinite_scores_behave_as_in_torch() -> None:
     maps = np.array([[[1, -np.inf, 1], [1, 1, 1], [2, np.inf, 1]]], np.float32)
-    assert upsampling.encode_masks(maps, (90, 70), 0.5) == reference.encode_masks(maps, (90, 70), 0.5)
+    assert upsampling.upsample_masks(maps, (90, 70), 0.5).texts() == reference.encode_masks(maps, (90, 70), 0.5)
 
 
 def test_nan_and_other_input_is_refused() -> None:
     maps = np.zeros((4, 5, 5), np.float32)
     with pytest.raises(ValueError, match=r"expected float32 \(C, h, w\), found float64"):
-        upsampling.encode_masks(maps.astype(float), (9, 9), 0)
+        upsampling.upsample_masks(maps.astype(float), (9, 9), 0)
     with pytest.raises(ValueError, match=r"expected float32 \(C, h, w\), found float32 \(5, 5\)"):
-        upsampling.encode_masks(maps[0], (9, 9), 0)
+        upsampling.upsample_masks(maps[0], (9, 9), 0)
     for threshold in ([0, 1], float("nan")):
         with pytest.raises(ValueError, match="threshold: expected a number or 4 of them"):
-            upsampling.encode_masks(maps, (9, 9), threshold)
+            upsampling.upsample_masks(maps, (9, 9), threshold)
     maps[1, 2, 2] = maps[3, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN in 2 of 4 classes, at class index 1, 3"):
-        upsampling.encode_masks(maps, (9, 9), 0)
+        upsampling.upsample_masks(maps, (9, 9), 0)
 
 
 @given(scores(), FULL, FULL, st.data())
@@ -145,9 +148,7 @@ def test_regions_equal_crops_of_the_whole(maps: np.ndarray, height: int, width: 
     mask = upsampled > 0.1
     cut = np.zeros_like(mask)
     cut[top:bottom, left:right] = mask[top:bottom, left:right]
-    assert rle.to_string(*upsampling.region_runs(mask[top:bottom, left:right], (top, left), size)) == reference.encode(
-        cut
-    )
+    assert Masks.from_regions([(mask[top:bottom, left:right], (top, left))], size).texts() == [reference.encode(cut)]
 
 
 def test_large_regions_are_made_in_bands() -> None:
@@ -165,6 +166,6 @@ def test_regions_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"box .* does not fit \(20, 20\)"):
         upsampling.upsample_region(patch, (0, 0), (8, 8), (20, 20), (0, 0, 5, 21))
     with pytest.raises(ValueError, match=r"mask .* does not fit"):
-        upsampling.region_runs(patch > 0, (18, 0), (20, 20))
+        Masks.from_regions([(patch > 0, (18, 0))], (20, 20))
     with pytest.raises(ValueError, match="expected a bool"):
-        upsampling.region_runs(patch, (0, 0), (20, 20))
+        Masks.from_regions([(patch, (0, 0))], (20, 20))

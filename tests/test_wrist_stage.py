@@ -30,7 +30,6 @@ from utils.inference.refinement import RefinedStore, merge, open_first
 from utils.inference.refinement_weight import WEIGHTS, judge, judge_stages, refine
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
-from utils.masks.rle import decode
 from utils.models.base import ModelError, build_model
 from utils.models.checkpoint import WEIGHTS as WEIGHT_FILE
 from utils.models.checkpoint import hash_people, read_config, save_checkpoint
@@ -138,7 +137,8 @@ def test_masks_of_a_square_are_those_of_the_whole_image(fine, oracle):
     for name in names:
         whole, size = truth(fine, name), fine.read(name).size
         inside = np.ascontiguousarray(windows.cut(name, whole.transpose(1, 2, 0)).transpose(2, 0, 1))
-        assert windows.masks(name, inside, size, 0.5) == upsampling.encode_masks(whole[NUMBERS], size, 0.5)
+        expected = upsampling.upsample_masks(whole[NUMBERS], size, 0.5).texts()
+        assert windows.masks(name, inside, size, 0.5).texts() == expected
 
 
 def test_a_stage_that_agrees_changes_nothing(coarse, oracle):
@@ -162,13 +162,14 @@ def test_an_oracle_refines_the_carpals_and_nothing_else(fine, oracle):
     for name in names:
         plain, refined = store.first.read(name), store.read(name)
         before, after = soft_vote([plain], [1.0], 0.5), soft_vote([refined], [1.0], 0.5)
-        assert [before[number] for number in others] == [after[number] for number in others]
-        assert store.at(0.0).read(name).detail is None and soft_vote([store.at(0.0).read(name)], [1.0], 0.5) == before
+        assert before.select(others).texts() == after.select(others).texts()
+        off = store.at(0.0).read(name)
+        assert off.detail is None and soft_vote([off], [1.0], 0.5).texts() == before.texts()
         true = fine.read(name).truth
         gain = dice_of_masks(after, true)[NUMBERS] - dice_of_masks(before, true)[NUMBERS]
         assert gain.mean() > 0.003 and gain.min() > -0.002
-        assert hard_vote([refined], [1.0], 0.5) == after
-        alone = upsampling.encode_masks(truth(fine, name), plain.size, 0.5)
+        assert hard_vote([refined], [1.0], 0.5).texts() == after.texts()
+        alone = upsampling.upsample_masks(truth(fine, name), plain.size, 0.5)
         assert dice_of_masks(after, alone)[NUMBERS].min() > 0.999, "with weight 1 only the stage counts"
 
 
@@ -213,8 +214,8 @@ def test_a_refined_vote_beside_another_model_is_the_weighted_mean_at_full_size(f
             total += share * torch.nn.functional.interpolate(dense, size=other.size, mode="bilinear")[0].numpy()
     voted = soft_vote([other, refined], [3, 7], 0.5)
     clear = np.abs(total - 0.5) > 1e-5
-    for mask, plane, decided in zip(voted, total > 0.5, clear, strict=True):
-        assert np.array_equal(decode(mask, other.size)[decided], plane[decided])
+    for number, (plane, decided) in enumerate(zip(total > 0.5, clear, strict=True)):
+        assert np.array_equal(voted.dense(number)[decided], plane[decided])
     assert confidence(refined, 0.5) == pytest.approx(confidence(other, 0.5), abs=0.03), "of the sum, not of its parts"
 
 
@@ -351,10 +352,10 @@ def test_a_stage_trains_on_wrists_is_validated_on_carpals_and_predicts_its_squar
     assert set(data.known) <= set(config.people) and list(result.val_dice) == list(CARPALS)
     names = data.validation["image_name"].tolist()
     made = dict(predict_masks(result.model, data.cache, names, 0.5, windows=data.windows))
-    true = {name: [data.cache.read(name).truth[n] for n in NUMBERS] for name in names}
+    true = {name: data.cache.read(name).truth.select(NUMBERS) for name in names}
     assert np.mean([dice_of_masks(made[n], true[n]) for n in names]) == pytest.approx(result.score, abs=1e-6)
     (worst,) = worst_images(result.model, data.cache, result.val_dice, 0.5, 1, windows=data.windows)
-    assert worst.truth == true[worst.name] and worst.predicted == made[worst.name]
+    assert worst.truth.texts() == true[worst.name].texts() and worst.predicted.texts() == made[worst.name].texts()
 
     before = run.output_dir / "04_inference_tta" / "first" / "fold0" / "oof"
     store = RefinedStore(tmp_path / "oof", ProbabilityStore(before), config, 1.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests import zoo
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.models import ModelError, build_model
 from utils.models.cam import SHARPNESS, VISIBLE, random_crops
 from utils.training.model_zoo import covered_share, peaks_inside
@@ -82,8 +82,8 @@ def test_crop_labels_are_enough_to_find_shapes():
         schedule.step()
     with torch.inference_mode():
         logits = model.eval()(image).numpy()
-    truth = [[rle.encode(mask) for mask in masks] for masks in (label > 0).numpy()]
-    hits = [peaks_inside(maps, masks, (96, 96)) for maps, masks in zip(logits, truth, strict=True)]
+    truth = [Masks.from_dense(masks) for masks in (label > 0).numpy()]
+    hits = [peaks_inside(maps, masks) for maps, masks in zip(logits, truth, strict=True)]
     assert np.mean(hits) >= 0.8  # by chance 0.04
 
 
@@ -92,13 +92,13 @@ def test_peaks_are_judged_at_full_size():
     maps[0, 1, 6] = maps[1, 1, 6] = 1
     mask = np.zeros((40, 160), bool)
     mask[10:20, 120:140] = True  # the cell of that peak
-    truth = [rle.encode(mask), rle.encode(~mask), ""]
-    assert np.array_equal(peaks_inside(maps, truth, mask.shape), [1, 0, np.nan], equal_nan=True)
+    truth = Masks.from_dense([mask, ~mask, np.zeros_like(mask)])
+    assert np.array_equal(peaks_inside(maps, truth), [1, 0, np.nan], equal_nan=True)
 
 
 def test_the_chance_of_a_random_point():
     class Image:
-        size, truth = (10, 20), [rle.encode(np.arange(200).reshape(10, 20) < n) for n in (20, 60)] + [""]
+        size, truth = (10, 20), Masks.from_dense([np.arange(200).reshape(10, 20) < n for n in (20, 60, 0)])
 
     assert covered_share([Image(), Image()]) == pytest.approx(0.2)
 

@@ -14,7 +14,7 @@ from utils.data.cache import Cache
 from utils.data.competition import read_classes, read_index
 from utils.data.fold_data import FoldData
 from utils.files import read_json
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.models import build_model, list_models
 from utils.training import model_zoo
 from utils.training.module import Settings
@@ -127,8 +127,8 @@ def test_activation_maps_show_outline_and_peak():
     mask[10:30, 20:50] = True
     shares = np.zeros((3, 15, 20), np.float32)
     shares[:, 4, 7] = 1
-    truth = [rle.encode(mask), rle.encode(mask.T.reshape(60, 80)), ""]
-    figure = figures.activations(np.zeros((15, 20), np.uint8), shares, truth, (60, 80), ["a", "b", "c"])
+    truth = Masks.from_dense([mask, mask.T.reshape(60, 80), np.zeros_like(mask)])
+    figure = figures.activations(np.zeros((15, 20), np.uint8), shares, truth, ["a", "b", "c"])
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c"] and cropped(figure) == 0
     for ax, outlined in zip(figure.axes, (1, 1, 0), strict=True):
         assert len(ax.collections) == outlined

@@ -20,7 +20,7 @@ def label_fidelity(images: pd.DataFrame, classes: list[str], sizes: Sequence[int
 
     def kept(row: tuple, side: int, way: str) -> float:
         entry = make_entry(row.image, row.annotation, classes, (side, side), way)
-        masks = upsampling.encode_masks(entry.label.dense() / np.float32(255), entry.size, 0.5)
+        masks = upsampling.upsample_masks(entry.label.dense() / np.float32(255), entry.size, 0.5)
         return dice_of_masks(masks, entry.truth).mean()
 
     rows = {

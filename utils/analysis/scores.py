@@ -11,6 +11,7 @@ from utils.analysis.results import Scores
 from utils.data.significance import Estimate, bootstrap
 from utils.files import cores
 from utils.hand.bend import BENT, STRAIGHT
+from utils.masks.masks import Masks
 from utils.masks.surface import Distances, surface_distances
 
 if TYPE_CHECKING:  # it imports torch, which the command line does without
@@ -92,16 +93,15 @@ def worst_masks(scores: Scores, number: int, distances: Mapping[str, pd.DataFram
     return table.reset_index().sort_values("dice", kind="stable", ignore_index=True).head(number)
 
 
-def distance_tables(votes: Iterable[tuple[str, list[str]]], cache: "Cache") -> dict[str, pd.DataFrame]:
-    """The distances of the predicted masks (name, RLE per class) of each image from the true ones, images × classes.
+def distance_tables(votes: Iterable[tuple[str, Masks]], cache: "Cache") -> dict[str, pd.DataFrame]:
+    """The distances of the predicted masks (name, masks) of each image from the true ones, images × classes.
 
     cache: the built cache, at any resolution, for the true masks. By name, in pixels at full size: hd95 and msd, see
     `utils.masks.surface.Distances`.
     """
 
-    def one(vote: tuple[str, list[str]]) -> tuple[str, Distances]:
-        entry = cache.read(vote[0])
-        return vote[0], surface_distances(vote[1], entry.truth, entry.size)
+    def one(vote: tuple[str, Masks]) -> tuple[str, Distances]:
+        return vote[0], surface_distances(vote[1], cache.read(vote[0]).truth)
 
     with ThreadPoolExecutor(cores()) as pool:
         rows = dict(pool.map(one, votes))

@@ -18,11 +18,11 @@ from filelock import FileLock
 from utils.data.competition import DataError, read_annotation
 from utils.data.people import person_values
 from utils.files import cores, delete_temporary, open_arrays, replacing
-from utils.masks import rle, upsampling
 from utils.masks.labels import coverage, draw_region, nearest, shrink, soft_label
+from utils.masks.masks import Masks
 from utils.masks.sparse import SparseMaps
 
-FORMAT = 1
+FORMAT = 2
 """To be raised by hand when an entry made from the same files has other bytes; then all files are made again. A test
 compares an entry with the bytes that each number stands for."""
 
@@ -35,13 +35,13 @@ shifts the labels by half a pixel of the network; `coverage` without correction 
 class Entry:
     """One cached image. image: uint8 (h, w), or (h, w, 3) RGB for a coloured one. size: (H, W) of the original.
 
-    label: soft labels of each class at (h, w). truth: full-size RLE per class. Both are None in the test split.
+    label: soft labels of each class at (h, w). truth: full-size masks. Both are None in the test split.
     """
 
     image: np.ndarray
     size: tuple[int, int]
     label: SparseMaps | None
-    truth: list[str] | None
+    truth: Masks | None
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -73,7 +73,7 @@ def make_entry(image: str, annotation: str, classes: list[str], grid: tuple[int,
     polygons = read_annotation(annotation, classes, size)
     drawn = [draw_region(polygons[name], size) for name in classes]
     label = SparseMaps.from_patches(grid, [RESAMPLE[labels](mask, corner, size, grid) for mask, corner in drawn])
-    return Entry(small, size, label, rle.to_strings([upsampling.region_runs(*region, size) for region in drawn]))
+    return Entry(small, size, label, Masks.from_regions(drawn, size))
 
 
 class Cache:
@@ -130,12 +130,12 @@ class Cache:
     def read(self, image_name: str) -> Entry:
         """The entry of one image; call `build` first. ValueError for a damaged file, which `build` makes again."""
         with open_arrays(self.path(image_name)) as arrays:
-            annotated = "truth" in arrays
+            annotated, size = "starts" in arrays, tuple(arrays["size"].tolist())
             return Entry(
                 image=arrays["image"],
-                size=tuple(arrays["size"].tolist()),
+                size=size,
                 label=SparseMaps.from_arrays(arrays) if annotated else None,
-                truth=arrays["truth"].tobytes().decode().split("\n") if annotated else None,
+                truth=Masks.from_arrays(arrays, size) if annotated else None,
             )
 
     def _valid(self, image_name: str) -> bool:
@@ -152,7 +152,7 @@ class Cache:
             return [str(error)]
         arrays = {"image": entry.image, "size": np.array(entry.size), "signature": _text(self.signature(image_name))}
         if entry.label is not None:
-            arrays |= {**entry.label.arrays(), "truth": _text("\n".join(entry.truth))}
+            arrays |= {**entry.label.arrays(), **entry.truth.arrays()}
         with replacing(self.path(image_name)) as temporary:
             np.savez(temporary, **arrays)
         return []

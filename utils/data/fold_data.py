@@ -55,9 +55,9 @@ class FoldData:
         """The full-size Dice of each judged class from float32 scores (classes, h, w) of a validation image."""
         entry = self.cache.read(name)
         if self.windows is None:
-            return dice_of_masks(upsampling.encode_masks(scores, entry.size, threshold), entry.truth)
+            return dice_of_masks(upsampling.upsample_masks(scores, entry.size, threshold), entry.truth)
         masks = self.windows.masks(name, scores, entry.size, threshold)
-        return dice_of_masks(masks, [entry.truth[number] for number in self.region_numbers])
+        return dice_of_masks(masks, entry.truth.select(self.region_numbers))
 
     @property
     def region_numbers(self) -> list[int]:

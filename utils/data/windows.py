@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.masks import rle, upsampling
+from utils.masks import upsampling
+from utils.masks.masks import Masks
 from utils.masks.sparse import Patches, SparseMaps, moments
 
 
@@ -45,15 +46,15 @@ class Windows:
         top, left = self.corners[name]
         return image[top : top + self.side, left : left + self.side]
 
-    def masks(self, name: str, scores: np.ndarray, size: tuple[int, int], threshold: float) -> list[str]:
-        """The full-size RLE of each refined class, from float32 scores (classes, side, side) of the image's square.
+    def masks(self, name: str, scores: np.ndarray, size: tuple[int, int], threshold: float) -> Masks:
+        """The full-size mask of each refined class, from float32 scores (classes, side, side) of the image's square.
 
         Beyond the square the scores count as 0, which must lie below the threshold. size: the image's (H, W).
         """
         corner = self.corners[name]
         box = upsampling.reach(corner, (self.side, self.side), self.grid, size)
-        runs = []
+        regions = []
         for plane in scores[list(self.numbers)]:
             inside = upsampling.upsample_region(plane, corner, self.grid, size, box) > threshold
-            runs.append(upsampling.region_runs(inside, box[:2], size))
-        return rle.to_strings(runs)
+            regions.append((inside, box[:2]))
+        return Masks.from_regions(regions, size)

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from utils.figures.colours import INK, class_colours
 from utils.figures.overlays import Picture, draw_outlines, halo, image_grid, show_image
 from utils.figures.style import legend
+from utils.masks.masks import Masks
 from utils.models.instances import Instances
 
 
@@ -22,12 +23,13 @@ def instance_overlays(
     items: as in `overlays`, with the true masks. found: of each image, at the network's resolution. Instances with a
     lower score than `least_score` are left out.
     """
-    figure, axes = image_grid([item[0] for item in items], [item[3] for item in items], columns)
+    figure, axes = image_grid([item[0] for item in items], [item[2].size for item in items], columns)
     colours = class_colours(classes)
-    for ax, (_, image, rles, size), each in zip(axes, items, found, strict=True):
+    for ax, (_, image, masks), each in zip(axes, items, found, strict=True):
+        size = masks.size
         show_image(ax, image, size)
-        for text in rles:
-            draw_outlines(ax, text, size, size, "white", 0.7)
+        for number in range(len(masks)):
+            draw_outlines(ax, masks, number, size, "white", 0.7)
         shown = each.take(each.scores >= least_score)
         height, width = shown.masks.shape[1:]
         scale = np.tile([size[1] / width, size[0] / height], 2)
@@ -48,25 +50,22 @@ def instance_overlays(
     return figure
 
 
-def activations(
-    image: np.ndarray, shares: np.ndarray, truth: Sequence[str], size: tuple[int, int], classes: Sequence[str]
-) -> Figure:
+def activations(image: np.ndarray, shares: np.ndarray, truth: Masks, classes: Sequence[str]) -> Figure:
     """Class activation maps over one image, each with the true outline (blue) and its peak (cross).
 
-    image: uint8 (h, w) or (h, w, 3); shares: float (classes, h, w), each map as a share of its maximum; truth:
-    full-size RLE, one per class; size: (H, W).
+    image: uint8 (h, w) or (h, w, 3); shares: float (classes, h, w), each map as a share of its maximum.
     """
-    figure, axes = image_grid(list(classes), [size] * len(classes), 4)
-    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
-    for ax, plane, text in zip(axes, shares, truth, strict=False):
-        show_image(ax, image, size)
+    figure, axes = image_grid(list(classes), [truth.size] * len(classes), 4)
+    extent = (-0.5, truth.size[1] - 0.5, truth.size[0] - 0.5, -0.5)
+    for number, (ax, plane) in enumerate(zip(axes, shares, strict=False)):
+        show_image(ax, image, truth.size)
         heat = np.clip(plane, 0, 1)
         ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * heat**0.5, extent=extent)
-        draw_outlines(ax, text, size, image.shape[:2], "#56B4E9", 1.2)
+        draw_outlines(ax, truth, number, image.shape[:2], "#56B4E9", 1.2)
         if plane.max() <= 0:
             ax.text(0.5, 0.03, "nothing found", transform=ax.transAxes, ha="center", color="white", fontsize=8)
             continue
         y, x = np.unravel_index(plane.argmax(), plane.shape)
-        y, x = (y + 0.5) * size[0] / plane.shape[0], (x + 0.5) * size[1] / plane.shape[1]
+        y, x = (y + 0.5) * truth.size[0] / plane.shape[0], (x + 0.5) * truth.size[1] / plane.shape[1]
         ax.plot(x, y, marker="+", markersize=10, markeredgewidth=1.6, color="white")
     return figure

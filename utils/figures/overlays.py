@@ -20,14 +20,14 @@ from utils.analysis.survey import Survey
 from utils.data.cache import make_entry
 from utils.figures.colours import INK, SOFT, class_colours
 from utils.figures.style import WIDTH, NotebookFigure, legend, new_figure
-from utils.masks import rle
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import coverage
+from utils.masks.masks import Masks
 
 Size = tuple[int, int]
 """Height and width in pixels."""
-Picture = tuple[str, np.ndarray, Sequence[str], Size]
-"""An image to draw with its masks: title, uint8 (h, w) or (h, w, 3), full-size RLE per class, size (H, W)."""
+Picture = tuple[str, np.ndarray, Masks]
+"""An image to draw with its full-size masks: title, uint8 (h, w) or (h, w, 3), masks."""
 MISSED, FALSE = "#3FA7FF", "#FF8C1A"
 """Colours of missed pixels (false negatives) and of false pixels (false positives)."""
 
@@ -40,31 +40,29 @@ def show_image(ax: Axes, image: np.ndarray, size: Size | None = None) -> None:
     ax.set_axis_off()
 
 
-def overlay(
-    ax: Axes, image: np.ndarray, rles: Sequence[str], size: Size, classes: Sequence[str], labels: bool = True
-) -> None:
+def overlay(ax: Axes, image: np.ndarray, masks: Masks, classes: Sequence[str], labels: bool = True) -> None:
     """Draw an image, uint8 (h, w) or (h, w, 3), and the outline of each class's mask.
 
-    rles: full-size RLE, one per class; size: (H, W) of the full image, of which `image` may be a smaller version;
-    labels: write the class names, inside the masks or, if a mask is too small, beside it (not if there is one class).
+    masks: of the full image, of which `image` may be a smaller version. labels: write the class names, inside the masks
+    or, if a mask is too small, beside it (not if there is one class).
     """
-    show_image(ax, image, size)
+    show_image(ax, image, masks.size)
     colours, places = class_colours(classes), {}
-    for name, text in zip(classes, rles, strict=True):
-        mask, (top, left) = rle.mask_region(text, size)
+    for number, name in enumerate(classes):
+        mask, (top, left) = masks.region(number)
         if mask.size:
-            draw_outlines(ax, text, size, image.shape[:2], colours[name], 0.9, (*colours[name], 0.25))
+            draw_outlines(ax, masks, number, image.shape[:2], colours[name], 0.9, (*colours[name], 0.25))
             ys, xs = np.nonzero(mask)
             places[name] = (left + xs.mean(), top + ys.mean(), *mask.shape[::-1])
     if labels and len(classes) > 1:
-        _write_names(ax, places, size, colours)
+        _write_names(ax, places, masks.size, colours)
 
 
 def overlays(items: Sequence[Picture], classes: Sequence[str], columns: int = 4, labels: bool = True) -> Figure:
     """A grid of images, each drawn by `overlay`; `picture_items` makes `items` from rows of the index."""
-    figure, axes = image_grid([item[0] for item in items], [item[3] for item in items], columns)
-    for ax, (_, image, rles, size) in zip(axes, items, strict=False):
-        overlay(ax, image, rles, size, classes, labels)
+    figure, axes = image_grid([item[0] for item in items], [item[2].size for item in items], columns)
+    for ax, (_, image, masks) in zip(axes, items, strict=False):
+        overlay(ax, image, masks, classes, labels)
     return figure
 
 
@@ -73,11 +71,10 @@ def picture_items(
 ) -> list[Picture]:
     """What `overlays` draws, for annotated rows of the index.
 
-    Images have `image_size` × `image_size` pixels, `size` is that of the original. Raises what
-    `utils.data.cache.make_entry` raises.
+    Images have `image_size` × `image_size` pixels. Raises what `utils.data.cache.make_entry` raises.
     """
     entries = (make_entry(row.image, row.annotation, classes, (image_size, image_size)) for row in images.itertuples())
-    return [(title, entry.image, entry.truth, entry.size) for title, entry in zip(titles, entries, strict=True)]
+    return [(title, entry.image, entry.truth) for title, entry in zip(titles, entries, strict=True)]
 
 
 def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit: int = 8) -> Figure:
@@ -98,27 +95,26 @@ def batch(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], limit:
     return figure
 
 
-def errors(
-    title: str, image: np.ndarray, truth: Sequence[str], predicted: Sequence[str], size: Size, classes: Sequence[str]
-) -> Figure:
+def errors(title: str, image: np.ndarray, truth: Masks, predicted: Masks, classes: Sequence[str]) -> Figure:
     """Missed and false pixels of a prediction: the whole image, and a close-up of the class with the lowest Dice.
 
-    image: uint8 (h, w) or (h, w, 3), of any resolution; truth, predicted: full-size RLE, one per class; size: (H, W).
+    image: uint8 (h, w) or (h, w, 3), of any resolution.
     """
-    dice = dice_of_masks(list(predicted), list(truth))
+    dice, size = dice_of_masks(predicted, truth), truth.size
     worst = int(dice.argmin())
     figure, axes = new_figure(WIDTH, 0.45 * WIDTH * min(size[0] / size[1], 1.4) + 0.7, 1, 2)
     grid = (min(size[0], 1024), min(size[1], 1024))
-    wrong = _error_maps(truth, predicted, size, grid)
+    wrong = _error_maps(truth, predicted, grid)
     for ax in axes:
         show_image(ax, image, size)
     axes[0].imshow(_coloured(wrong), extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5))
     axes[0].set_title("\n".join(textwrap.wrap(f"{title}, mean Dice {dice.mean():.4f}", 62)), fontsize=10)
-    exact = _error_maps([truth[worst]], [predicted[worst]], size, size)
-    top, left, bottom, right = _close_up([truth[worst], predicted[worst]], exact, size)
+    true, found = truth.select([worst]), predicted.select([worst])
+    exact = _error_maps(true, found, size)
+    top, left, bottom, right = _close_up([true, found], exact)
     extent = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
     axes[1].imshow(_coloured(exact[:, top:bottom, left:right]), extent=extent)
-    draw_outlines(axes[1], truth[worst], size, size, "white")
+    draw_outlines(axes[1], truth, worst, size, "white")
     axes[1].set(xlim=extent[:2], ylim=extent[2:])
     axes[1].set_title(f"lowest: {classes[worst]}, Dice {dice[worst]:.4f}", fontsize=10)
     kinds = ((MISSED, "missed"), (FALSE, "false"))
@@ -167,15 +163,15 @@ def image_grid(titles: Sequence[str], sizes: Sequence[Size], columns: int) -> tu
 
 
 def draw_outlines(
-    ax: Axes, text: str, size: Size, grid: Size, colour: str | tuple, width: float = 1.0, fill: str | tuple = "none"
+    ax: Axes, masks: Masks, number: int, grid: Size, colour: str | tuple, width: float = 1.0, fill: str | tuple = "none"
 ) -> None:
-    """Draw the outlines, holes included, of a full-size RLE mask of an image of `size` (H, W); nothing if it is empty.
+    """Draw the outlines, holes included, of one mask of an image; nothing if it is empty.
 
     The lines are as smooth as those of the mask at the resolution `grid` (h, w); `width` is in points.
     """
-    mask, corner = rle.mask_region(text, size)
+    mask, corner = masks.region(number)
     if mask.size:
-        paths = _outlines(mask, corner, size, grid)
+        paths = _outlines(mask, corner, masks.size, grid)
         ax.add_collection(PathCollection(paths, facecolor=fill, edgecolor=colour, linewidth=width))
 
 
@@ -227,12 +223,12 @@ def halo(width: float, colour: str = "black") -> list[withStroke]:
     return [withStroke(linewidth=width, foreground=colour)]
 
 
-def _error_maps(truth: Sequence[str], predicted: Sequence[str], size: Size, grid: Size) -> np.ndarray:
+def _error_maps(truth: Masks, predicted: Masks, grid: Size) -> np.ndarray:
     """Missed and false pixels of all classes as coverage of the cells of `grid` (h, w), uint8 (2, h, w)."""
     wrong = np.zeros((2, *grid), np.uint8)
-    for one, other in zip(truth, predicted, strict=True):
-        for plane, pair in zip(wrong, ((one, other), (other, one)), strict=True):
-            soft, (top, left) = coverage(*rle.mask_region(rle.difference(*pair), size), size, grid)
+    for plane, masks in zip(wrong, (truth.difference(predicted), predicted.difference(truth)), strict=True):
+        for number in range(len(masks)):
+            soft, (top, left) = coverage(*masks.region(number), masks.size, grid)
             part = plane[top : top + soft.shape[0], left : left + soft.shape[1]]
             np.maximum(part, soft, out=part)
     return wrong
@@ -246,12 +242,13 @@ def _coloured(wrong: np.ndarray) -> np.ndarray:
     return np.dstack([mixed / np.maximum(total, 1e-6)[..., None], np.minimum(total, 0.9)])
 
 
-def _close_up(rles: Sequence[str], wrong: np.ndarray, size: Size) -> tuple[int, int, int, int]:
-    """The box (top, left, bottom, right) around the masks, with a margin; if it is too large, a part of it.
+def _close_up(masks: Sequence[Masks], wrong: np.ndarray) -> tuple[int, int, int, int]:
+    """The box (top, left, bottom, right) around the only mask of each, with a margin; if too large, a part of it.
 
     The part has a third of the image's longer side and the most wrong pixels (`wrong`: uint8 (2, H, W)).
     """
-    regions = [(mask.shape, corner) for mask, corner in (rle.mask_region(text, size) for text in rles) if mask.size]
+    regions = [(mask.shape, corner) for mask, corner in (each.region(0) for each in masks) if mask.size]
+    size = wrong.shape[1:]
     low = np.min([corner for _, corner in regions] or [(0, 0)], axis=0)
     high = np.max([np.add(corner, shape) for shape, corner in regions] or [size], axis=0)
     half, centre = int(0.75 * (high - low).max()) + 8, (low + high) // 2

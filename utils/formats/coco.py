@@ -25,8 +25,8 @@ from utils.formats.class_order import class_order
 from utils.formats.coco_read import class_names, read_dataset
 from utils.formats.imported_shapes import DEFAULT, LeftOut, Options, Shape, write_shapes
 from utils.formats.read_folder import Image, each_image, images_of, split_images
-from utils.masks import rle
 from utils.masks.labels import draw_region
+from utils.masks.masks import Masks
 
 STYLES = ("polygon", "rle")
 
@@ -230,9 +230,7 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
             continue
         size = sizes[name]
         try:
-            mask, corner = rle.mask_region(text, size)
-            if corner[0] + mask.shape[0] > size[0]:
-                raise ValueError(f"the mask ends after the image's last row, {size[0]}")
+            mask, corner = Masks.from_texts([text], size).region(0)
         except ValueError as error:
             problems.append(f"line {line}, {name}, {label}: {error}")
             continue

@@ -2,7 +2,7 @@
 
 {"size": [height, width], "counts": …}: the counts are the lengths of the runs in turn, the first of pixels outside.
 The text holds five bits a character, as in pycocotools. Read column by column, an image is its transpose read row by
-row, so the functions of `utils.masks.rle` do the work.
+row, so `Masks` do the work.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.masks import rle
+from utils.masks.masks import Masks
 
 MOST_PIXELS = 2**28
 """Pixels of an image at most: a text of few bytes must not fill the memory."""
@@ -20,7 +20,7 @@ def encode_coco(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
     """The compressed RLE of an image of `size` (H, W) that holds the bool (h, w) `mask` at `corner` (top, left)."""
     from faster_coco_eval.core.mask import frPyObjects
 
-    starts, ends = rle.merge(*rle.region_runs(mask.T, corner[::-1], size[::-1]))
+    starts, ends = Masks.from_regions([(mask.T, corner[::-1])], size[::-1])[0]
     edges = np.column_stack([starts, ends]).ravel()
     counts = np.diff(edges, prepend=0, append=size[0] * size[1])
     counts = counts[: len(counts) - (counts[-1] == 0)]
@@ -37,7 +37,7 @@ def decode_coco(segmentation: dict[str, Any]) -> tuple[np.ndarray, tuple[int, in
     edges = np.cumsum(counts_of(segmentation))
     starts, ends = edges[: len(edges) - len(edges) % 2].reshape(-1, 2).T
     inside = starts < ends
-    mask, corner = rle.mask_region(rle.to_string(starts[inside], ends[inside]), (width, height))
+    mask, corner = Masks.from_runs([(starts[inside], ends[inside])], (width, height)).region(0)
     return mask.T, (corner[1], corner[0])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from utils.formats.coco import of_mask
-from utils.masks import rle, upsampling
+from utils.masks import upsampling
 from utils.models.instances import Instances
 
 
@@ -22,14 +22,13 @@ def results_of_instances(found: Instances, image_id: int | str, size: tuple[int,
     scale = np.tile(np.array(size[::-1]) / found.masks.shape[:0:-1], 2)
     boxes = (found.boxes.cpu().double().numpy() * scale).round(2)
     boxes[:, 2:] -= boxes[:, :2]
-    texts = upsampling.encode_masks(found.masks.float(), size, 0.5)
+    masks = upsampling.upsample_masks(found.masks.float(), size, 0.5)
+    regions = [masks.region(number) for number in range(len(masks))]
     results = [
-        {"image_id": image_id, "category_id": label + 1, "score": score}
-        | of_mask(*rle.mask_region(text, size), size)
-        | {"bbox": box}
-        for label, score, text, box in zip(
-            found.labels.tolist(), found.scores.tolist(), texts, boxes.tolist(), strict=True
+        {"image_id": image_id, "category_id": label + 1, "score": score} | of_mask(*region, size) | {"bbox": box}
+        for label, score, region, box in zip(
+            found.labels.tolist(), found.scores.tolist(), regions, boxes.tolist(), strict=True
         )
-        if text
+        if region[0].size
     ]
     return sorted(results, key=lambda result: -result["score"])

@@ -21,9 +21,9 @@ from utils.data.findings import refuse
 from utils.files import cores
 from utils.formats import coco_rle
 from utils.formats.coco_read import Annotation, Dataset, read_dataset, read_results
-from utils.masks import rle
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw_region
+from utils.masks.masks import Masks, majority
 from utils.masks.surface import surface_distances
 
 COLUMNS = ["P", "R", "mAP50", "mAP75", "mAP50-95"]
@@ -150,23 +150,26 @@ def _of_masks(dataset: Dataset, results: Sequence[Annotation]) -> dict[str, np.n
 
     def of_image(image: Any) -> np.ndarray:
         size = dataset.images[image].size
-        true, found = ([_mask(group[image, i], size) for i in categories] for group in grouped)
+        true, found = (_masks([group[image, i] for i in categories], size) for group in grouped)
         dice = dice_of_masks(true, found)
-        return np.stack([dice, dice / (2 - dice), *surface_distances(true, found, size)])
+        return np.stack([dice, dice / (2 - dice), *surface_distances(true, found)])
 
     with ThreadPoolExecutor(cores()) as pool:
         means = np.mean(list(pool.map(of_image, dataset.images)), axis=0)
     return dict(zip(("Dice", "IoU", "HD95", "MSD"), means, strict=True))
 
 
-def _mask(annotations: Sequence[Annotation], size: tuple[int, int]) -> str:
-    """The RLE of the masks together, polygons drawn as the competition draws them."""
-    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-    for a in annotations:
-        drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
-        region = coco_rle.decode_coco(a.rle) if a.rle is not None else drawn
-        parts.append(rle.region_runs(*region, size))
-    return rle.to_string(*rle.majority(*zip(*parts, strict=True), 1))
+def _masks(groups: Sequence[Sequence[Annotation]], size: tuple[int, int]) -> Masks:
+    """The union of each group's masks, polygons drawn as the competition draws them."""
+    unions = []
+    for annotations in groups:
+        parts = [Masks.empty(1, size)]
+        for a in annotations:
+            drawn = draw_region([np.rint(points).astype(np.int32) for points in a.polygons], size)
+            region = coco_rle.decode_coco(a.rle) if a.rle is not None else drawn
+            parts.append(Masks.from_regions([region], size))
+        unions.append(majority(parts, [1] * len(parts), 0)[0])
+    return Masks.from_runs(unions, size)
 
 
 def _numbered(images: dict[Any, Any]) -> Iterable[tuple[int, Any]]:

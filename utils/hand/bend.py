@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.hand.bones import CARPALS, FOREARM, MIDDLE_METACARPAL, small_bones
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.masks.sparse import Patches, moments
 
 ANGLE = "wrist_angle"
@@ -61,23 +61,23 @@ def stratum(classes: Sequence[str]) -> Callable[[Polygons], bool] | None:
     return is_bent if set(MEASURED) <= set(classes) else None
 
 
-def angle_of_masks(masks: dict[str, str], size: tuple[int, int]) -> float:
-    """`angle_of` of masks (full-size RLE by class) instead of polygons, in degrees.
+def angle_of_masks(masks: Masks, classes: Sequence[str]) -> float:
+    """`angle_of` of the masks of an image instead of polygons, in degrees; `classes`: of the masks.
 
     Of each bone the largest piece counts, because predictions can have false pixels elsewhere. NaN if one of the three
-    bones is missing or empty. `size`: the image's (H, W).
+    bones is missing or empty.
     """
-    return angle_of({name: _largest_outline(masks.get(name, ""), size) for name in MEASURED})
+    regions = {name: masks.region(number) for number, name in enumerate(classes)}
+    return angle_of({name: _largest_outline(*regions[name]) if name in regions else [] for name in MEASURED})
 
 
-def _largest_outline(text: str, size: tuple[int, int]) -> list[np.ndarray]:
-    """The outline of the mask's largest piece as one polygon in a list, int (n, 2); [] for an empty mask."""
-    mask, (top, left) = rle.mask_region(text, size)
+def _largest_outline(mask: np.ndarray, corner: tuple[int, int]) -> list[np.ndarray]:
+    """The outline of a mask's largest piece as one polygon in a list, int (n, 2); [] for an empty mask."""
     if not mask.size:
         return []
     outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     points = max(outlines, key=cv2.contourArea)[:, 0]
-    return [points + np.array([left, top])] if len(points) > 1 else []
+    return [points + np.array(corner[::-1])] if len(points) > 1 else []
 
 
 def bent_wrists(submission: str | Path, images: pd.DataFrame) -> pd.DataFrame:
@@ -93,9 +93,13 @@ def bent_wrists(submission: str | Path, images: pd.DataFrame) -> pd.DataFrame:
     """
     rows = pd.read_csv(submission, dtype=str, keep_default_na=False)
     rows = rows[rows["class"].isin(MEASURED)]
-    masks = {name: dict(zip(group["class"], group["rle"], strict=True)) for name, group in rows.groupby("image_name")}
-    table = images[images["image_name"].isin(masks)][["ID", "image_name", "height", "width"]].reset_index(drop=True)
-    table[ANGLE] = [angle_of_masks(masks[row.image_name], (row.height, row.width)) for row in table.itertuples()]
+    of_image = dict(list(rows.groupby("image_name")))
+    table = images[images["image_name"].isin(of_image)][["ID", "image_name", "height", "width"]].reset_index(drop=True)
+    table[ANGLE] = [
+        angle_of_masks(Masks.from_texts(bones["rle"].tolist(), (row.height, row.width)), bones["class"].tolist())
+        for row in table.itertuples()
+        for bones in [of_image[row.image_name]]
+    ]
     bent = (table[ANGLE].abs() > BENT_DEGREES).groupby(table["ID"]).transform("any")
     return table.drop(columns=["height", "width"]).assign(bent=bent)
 

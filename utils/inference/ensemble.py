@@ -15,7 +15,8 @@ from utils.inference.in_order import in_order
 from utils.inference.postprocess import build_postprocess
 from utils.inference.probabilities import LEVELS, ProbabilityStore, Stored
 from utils.inference.refinement import RefinedStore
-from utils.masks import rle, upsampling
+from utils.masks import upsampling
+from utils.masks.masks import Masks, Runs, majority, region_runs
 from utils.models.checkpoint import Config, read_config
 
 
@@ -77,7 +78,7 @@ def find_fold_models(output_dir: str | Path, models: Sequence[str] = (), stages:
     return sorted(fold_models, key=lambda m: (m.model, m.fold))
 
 
-def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
+def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> Masks:
     """Vote on one image: a pixel is in a mask if Σ weight · bilinear_upsample(probability) > threshold.
 
     Upsampling is linear, so the maps of one resolution are averaged first and upsampled once; the result differs from
@@ -90,18 +91,12 @@ def soft_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: flo
         threshold: 0 to 1, one number or one per class.
 
     Returns:
-        The full-size RLE string of each class, "" for an empty mask.
+        The full-size masks.
 
     Raises:
         ValueError: if there is no fold model, if fold models disagree about the image's full size or the number of
             classes, or if there are not as many weights as fold models or as many thresholds as classes.
     """
-    return rle.to_strings(_soft_runs(stored, weights, threshold))
-
-
-def _soft_runs(
-    stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]
-) -> list[rle.Runs]:
     size = _common_size(stored)
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     layers = [
@@ -121,28 +116,19 @@ def _soft_runs(
                 region = means[layer.grid][top : top + patch.shape[0], left : left + patch.shape[1]]
                 region += patch * np.float32(share) / np.float32(LEVELS)
         runs.append(_vote_class(means, totals, limit, size))
-    return runs
+    return Masks.from_runs(runs, size)
 
 
-def hard_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> list[str]:
+def hard_vote(stored: Sequence[Stored], weights: Sequence[float], threshold: float | Sequence[float]) -> Masks:
     """Vote on one image by masks: a pixel is in a mask if fold models with more than half of all weight say so.
 
     Each fold model's mask is its upsampled probability above the threshold. Arguments, result and errors are those of
     `soft_vote`. The masks are counted as runs, without pixels.
     """
     _common_size(stored)
-    masks = [_soft_runs([s], [1.0], threshold) for s in stored]
-    limit = sum(weights) / 2 + 1e-9  # sums of weights that are equal but for rounding are a tie, and a tie is no
-    runs = []
-    for of_class in zip(*masks, strict=True):
-        position = np.concatenate([edges for mask in of_class for edges in mask])
-        counts = [len(edges) for mask in of_class for edges in mask]
-        change = np.repeat([sign * weight for weight in weights for sign in (1, -1)], counts)
-        position, place = np.unique(position, return_inverse=True)
-        inside = np.cumsum(np.bincount(place, change, len(position))) > limit
-        edges = position[np.flatnonzero(np.diff(inside, prepend=False))]
-        runs.append((edges[::2], edges[1::2]))
-    return rle.to_strings(runs)
+    masks = [soft_vote([s], [1.0], threshold) for s in stored]
+    # sums of weights that are equal but for rounding are a tie, and a tie is no
+    return majority(masks, weights, sum(weights) / 2 + 1e-9)
 
 
 VOTES = {"soft": soft_vote, "hard": hard_vote}
@@ -162,14 +148,14 @@ def _vote_class(
     totals: dict[tuple[int, int], float],
     threshold: np.float32,
     size: tuple[int, int],
-) -> rle.Runs:
+) -> Runs:
     """Intervals of one class from its mean (h, w) of each resolution where it is not 0.
 
     totals: the threshold's parts, one for each resolution, with sum 1: where the means' sum is above the threshold, at
     least one of them is above its part.
     """
     if len(means) == 1:
-        return upsampling.mask_runs(next(iter(means.values()))[None], size, threshold)[0]
+        return upsampling.upsample_masks(next(iter(means.values()))[None], size, threshold)[0]
     boxes = []
     for grid, mean in means.items():
         hot = mean > np.float32(float(threshold) * totals[grid])
@@ -182,7 +168,7 @@ def _vote_class(
     lows, highs = np.min(boxes, axis=0), np.max(boxes, axis=0)
     box = int(lows[0]), int(lows[1]), int(highs[2]), int(highs[3])
     total = sum(upsampling.upsample_region(mean, (0, 0), grid, size, box) for grid, mean in means.items())
-    return upsampling.region_runs(total > threshold, box[:2], size)
+    return region_runs(total > threshold, box[:2], size)
 
 
 def vote_images(
@@ -195,8 +181,8 @@ def vote_images(
     vote: str = "soft",
     postprocess: Sequence[str] = (),
     threads: int = 0,
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the RLE per class of each image; `split` is "test" or "oof" (out of fold).
+) -> Iterator[tuple[str, Masks]]:
+    """Yield the name and the masks of each image; `split` is "test" or "oof" (out of fold).
 
     weights: by model; 0 or a missing name leaves a model out. folds: with "oof", the fold of each image; only the fold
     models of this fold vote, which never saw the person. vote: "soft" or "hard". postprocess: steps that follow, see
@@ -206,7 +192,7 @@ def vote_images(
     threads = threads or torch.get_num_threads()
     decide, tidy = VOTES[vote], build_postprocess(postprocess)
 
-    def one(name: str) -> tuple[str, list[str]]:
+    def one(name: str) -> tuple[str, Masks]:
         voters = [m for m in fold_models if weights.get(m.model, 0) > 0 and (folds is None or m.fold == folds[name])]
         if not voters:
             known = ", ".join(sorted({f"{m.model} fold {m.fold}" for m in fold_models})) or "none"
@@ -214,7 +200,7 @@ def vote_images(
             raise ValueError(f"{name}: no fold model votes; expected one {asked}; the fold models are {known}")
         stored = [getattr(m, split).read(name) for m in voters]
         masks = decide(stored, [weights[m.model] for m in voters], threshold)
-        return name, tidy(masks, stored[0].size)
+        return name, tidy(masks)
 
     with closing(in_order(one, names, threads, ahead=2 * threads)) as votes:
         yield from votes
@@ -235,7 +221,7 @@ def find_checkpoint(output_dir: str | Path, model: str, fold: int) -> Path:
     return found[0] / "best"
 
 
-def submission_frame(votes: Iterable[tuple[str, list[str]]], classes: Sequence[str]) -> pd.DataFrame:
+def submission_frame(votes: Iterable[tuple[str, Masks]], classes: Sequence[str]) -> pd.DataFrame:
     """A table with the columns image_name, class and rle, in the order of `votes`, then of the classes."""
-    rows = [(name, label, mask) for name, masks in votes for label, mask in zip(classes, masks, strict=True)]
+    rows = [(name, label, mask) for name, masks in votes for label, mask in zip(classes, masks.texts(), strict=True)]
     return pd.DataFrame(rows, columns=["image_name", "class", "rle"])

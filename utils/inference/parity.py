@@ -16,6 +16,7 @@ from utils.inference.export import Exported, export_format, first_line
 from utils.inference.exportable import Exportable, Runner, torch_runner
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
+from utils.masks.masks import Masks
 
 
 def open_exported(exported: Exported, network: Exportable, threads: int = 0) -> Runner:
@@ -33,11 +34,11 @@ class Parity:
     table: a row per format, PyTorch first, with the columns megabytes (10⁶ bytes); difference (the largest, of
     probabilities); dice (mean at full size, with the truth; NaN without one); change (of `dice`, against PyTorch's);
     agreement (mean Dice with PyTorch's masks); milliseconds (median, one image); problem (why there is no file).
-    masks: by format, then by image, the full-size RLE of each class.
+    masks: by format, then by image.
     """
 
     table: pd.DataFrame
-    masks: dict[str, dict[str, list[str]]]
+    masks: dict[str, dict[str, Masks]]
 
 
 def compare_exported(
@@ -78,7 +79,7 @@ def compare_exported(
             difference[name] = max(difference[name], float(np.abs(found - maps["pytorch"]).max()))
             for index, scores in zip(batch["index"].tolist(), found, strict=True):
                 size = cache.read(names[index]).size
-                masks[name][names[index]] = upsampling.encode_masks(scores, size, thresholds)
+                masks[name][names[index]] = upsampling.upsample_masks(scores, size, thresholds)
     truth = {name: entry.truth for name in names if (entry := cache.read(name)).truth is not None}
     table = pd.DataFrame(index=pd.Index(["pytorch", *(file.format for file in exported)], name="format"))
     table["megabytes"] = pd.Series({"pytorch": megabytes(network)} | {file.format: file.megabytes for file in exported})
@@ -129,5 +130,5 @@ def milliseconds(runners: dict[str, Runner], image: np.ndarray, rounds: int) -> 
     return {name: median(found) for name, found in times.items()}
 
 
-def _mean_dice(masks: dict[str, list[str]], truth: dict[str, list[str]]) -> float:
+def _mean_dice(masks: dict[str, Masks], truth: dict[str, Masks]) -> float:
     return mean_dice(pd.DataFrame([dice_of_masks(masks[name], expected) for name, expected in truth.items()]))

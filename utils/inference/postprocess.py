@@ -5,54 +5,55 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from utils.files import Problems, unknown
-from utils.masks import rle
-from utils.masks.pieces import cut_rows, find_pieces, label_runs
-from utils.masks.rle import Runs
-
-Size = tuple[int, int]
+from utils.masks.masks import Masks
+from utils.masks.pieces import Pieces, cut_rows, find_pieces, label_runs
 
 
-def largest(runs: Runs, size: Size) -> Runs:
-    """Only the largest piece of a mask; pixels that touch at a corner belong together."""
-    starts, ends, piece, areas = find_pieces(runs, size)
-    return _joined(starts, ends, piece == areas.argmax()) if len(areas) > 1 else runs
+def largest(masks: Masks) -> Masks:
+    """Only the largest piece of each mask; pixels that touch at a corner belong together."""
+    pieces = find_pieces(masks)
+    order = np.lexsort((-pieces.area, pieces.mask))  # of equal ones, the first comes first
+    return _kept(masks, pieces, order[np.flatnonzero(np.diff(pieces.mask[order], prepend=-1))])
 
 
-def min_area(runs: Runs, size: Size, pixels: int) -> Runs:
+def min_area(masks: Masks, pixels: int) -> Masks:
     """Without the pieces that have fewer than `pixels` pixels."""
-    starts, ends, piece, areas = find_pieces(runs, size)
-    return _joined(starts, ends, (areas >= pixels)[piece]) if len(areas) else runs
+    pieces = find_pieces(masks)
+    return _kept(masks, pieces, np.flatnonzero(pieces.area >= pixels))
 
 
-def fill_holes(runs: Runs, size: Size) -> Runs:
-    """With everything set that the mask encloses: from where no way leads out except across corners of pixels."""
-    width = size[1]
-    starts, ends, _ = cut_rows(runs, width)
+def fill_holes(masks: Masks) -> Masks:
+    """With everything set that a mask encloses: from where no way leads out except across corners of pixels."""
+    width = masks.size[1]
+    starts, ends, run = cut_rows((masks.starts, masks.ends), width)
     if not len(starts):
-        return runs
-    row = starts // width
-    wide = width + 2  # a column on each side, and a row above and below the mask, which are all outside
-    top, bottom = row[0] - 1, row[-1] + 1
-    begin = (row - top) * wide + starts - row * width + 1
+        return masks
+    row, y = masks.row[run], starts // width
+    # all masks below each other, with free rows between them and a free column on each side, which are all outside
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    last = np.append(first[1:], len(row)) - 1
+    lines = np.cumsum(np.append(1, y[last] - y[first] + 2))
+    shift, wide = lines[:-1] - y[first], width + 2
+    begin = (y + np.repeat(shift, last - first + 1)) * wide + starts - y * width + 1
     finish = begin + ends - starts
-    borders = np.arange(bottom - top + 2) * wide  # where rows begin
-    *free, _ = cut_rows((np.append(0, finish), np.append(begin, borders[-1])), wide)
+    *free, _ = cut_rows((np.append(0, finish), np.append(begin, lines[-1] * wide)), wide)
     piece = label_runs(*free, wide, corners=False)
     hole = piece != piece[0]
-    if not hole.any():
-        return runs
-    row = free[0][hole] // wide
-    offset = (top * width - 1) + row * (width - wide)
-    filled = free[0][hole] + offset, free[1][hole] + offset
-    return rle.majority([starts, filled[0]], [ends, filled[1]], 1)
+    begin, finish = np.append(begin, free[0][hole]), np.append(finish, free[1][hole])
+    order = np.argsort(begin)
+    begin, finish = begin[order], finish[order]
+    line = begin // wide
+    number = np.searchsorted(lines, line, side="right") - 1
+    starts = (line - shift[number]) * width + begin - line * wide - 1
+    return Masks.from_sorted(starts, starts + finish - begin, row[first][number], len(masks), masks.size)
 
 
 STEPS = {"largest": largest, "fill_holes": fill_holes, "min_area": min_area}
 """Steps by name; `min_area` is written with its number of pixels, such as "min_area 200"."""
 
 
-def build_postprocess(steps: Sequence[str]) -> Callable[[list[str], Size], list[str]]:
-    """A function (RLE of each class, size (H, W)) -> RLE of each class that applies `steps` one after the other.
+def build_postprocess(steps: Sequence[str]) -> Callable[[Masks], Masks]:
+    """A function that applies `steps` one after the other to the masks of an image.
 
     Raises Problems for unknown steps, with the nearest names, and for a wrong number.
     """
@@ -68,19 +69,15 @@ def build_postprocess(steps: Sequence[str]) -> Callable[[list[str], Size], list[
     if problems:
         raise Problems("these parameters can't be used:", problems)
 
-    def tidy(masks: list[str], size: Size) -> list[str]:
-        if not parts:
-            return masks
-        made = []
-        for mask in masks:
-            runs = rle.parse(mask)
-            for part, numbers in parts:
-                runs = part(runs, size, *numbers)
-            made.append(runs)
-        return rle.to_strings(made)
+    def tidy(masks: Masks) -> Masks:
+        for part, numbers in parts:
+            masks = part(masks, *numbers)
+        return masks
 
     return tidy
 
 
-def _joined(starts: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> Runs:
-    return rle.merge(starts[keep], ends[keep])
+def _kept(masks: Masks, pieces: Pieces, numbers: np.ndarray) -> Masks:
+    """The masks with those of their pieces that have these numbers."""
+    keep = np.isin(pieces.piece, numbers)
+    return Masks.from_sorted(pieces.starts[keep], pieces.ends[keep], pieces.row[keep], len(masks), masks.size)

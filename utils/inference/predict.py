@@ -22,6 +22,7 @@ from utils.inference.in_order import in_order
 from utils.inference.probabilities import ProbabilityStore
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
+from utils.masks.masks import Masks
 from utils.models.base import PaddedModel
 from utils.models.checkpoint import WEIGHTS, load_checkpoint
 from utils.models.instances import Instances
@@ -134,13 +135,12 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its truth and a fold model's masks (RLE per judged class, full size); pixels as in the cache."""
+    """One image with its truth and a fold model's masks (of the judged classes, full size); pixels as in the cache."""
 
     name: str
     pixels: np.ndarray
-    size: tuple[int, int]
-    truth: list[str]
-    predicted: list[str]
+    truth: Masks
+    predicted: Masks
 
 
 def predict_masks(
@@ -151,8 +151,8 @@ def predict_masks(
     device: torch.device | str = "cpu",
     upsample: str = "probabilities",
     windows: Windows | None = None,
-) -> Iterator[tuple[str, list[str]]]:
-    """Each image's name and full-size RLE per class from one network, the way its validation made them.
+) -> Iterator[tuple[str, Masks]]:
+    """Each image's name and full-size masks from one network, the way its validation made them.
 
     windows: of a model that refines some classes of another, which gives the masks of these only.
     """
@@ -165,7 +165,7 @@ def predict_masks(
         name = names[batch["index"].item()]
         size = cache.read(name).size
         if windows is None:
-            yield name, upsampling.encode_masks(scores[0], size, limit)
+            yield name, upsampling.upsample_masks(scores[0], size, limit)
         else:
             yield name, windows.masks(name, scores[0], size, limit)
 
@@ -183,8 +183,8 @@ def worst_images(
     worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
     for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample, windows=windows):
         entry = cache.read(name)
-        truth = entry.truth if windows is None else [entry.truth[n] for n in windows.numbers]
-        yield Example(name, entry.image, entry.size, truth, masks)
+        truth = entry.truth if windows is None else entry.truth.select(windows.numbers)
+        yield Example(name, entry.image, truth, masks)
 
 
 def _names_digest(cache: Cache, names: list[str]) -> str:

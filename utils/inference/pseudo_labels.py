@@ -12,7 +12,7 @@ import pandas as pd
 from utils.files import replacing_folder, write_json, write_text
 from utils.inference.ensemble import FoldModel, soft_vote
 from utils.inference.probabilities import LEVELS, Stored
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.masks.outlines import outline
 
 RECORD = "pseudo.json"
@@ -61,7 +61,7 @@ def write_pseudo_labels(
             for row in kept:
                 stored = [m.test.read(row.image_name) for m in voters]
                 masks = soft_vote(stored, shares, threshold)
-                _write(new, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, stored[0].size, classes)
+                _write(new, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, classes)
             write_text(new / "classes.txt", "\n".join(classes) + "\n")
             people = sorted({person for m in voters for person in m.config.people})
             models = {m.model: share for m, share in zip(voters, shares, strict=True)}
@@ -83,15 +83,14 @@ def confidence(stored: Stored, threshold: float | Sequence[float]) -> float:
     return float(np.mean(scores))
 
 
-def _write(folder: Path, row: Any, name: str, masks: list[str], size: tuple[int, int], classes: Sequence[str]) -> None:
+def _write(folder: Path, row: Any, name: str, masks: Masks, classes: Sequence[str]) -> None:
     image = folder / "train" / "DCM" / row.ID / f"{name}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
     image.symlink_to(row.image)
     annotations = [
         {"type": "poly_seg", "attributes": {}, "points": points.tolist(), "label": label}
-        for label, mask in zip(classes, masks, strict=True)
-        if mask
-        for points in outline(*rle.mask_region(mask, size))
+        for number, label in enumerate(classes)
+        for points in outline(*masks.region(number))
     ]
     about = {"annotations": annotations, "filename": image.name, "parent_path": f"/{row.ID}"}
     path = folder / "train" / "outputs_json" / row.ID / f"{name}.json"

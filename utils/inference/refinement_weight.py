@@ -90,7 +90,7 @@ def refined_dice(
     of_fold, numbers = {m.fold: m.oof for m in stage}, stage[0].config.refined_numbers
 
     def one(name: str) -> list[np.ndarray]:
-        truth = [cache.read(name).truth[number] for number in numbers]
+        truth = cache.read(name).truth.select(numbers)
         stored = [only(of_fold[images[name]].at(weight).read(name), numbers) for weight in WEIGHTS]
         return [dice_of_masks(soft_vote([s], [1.0], threshold), truth) for s in stored]
 

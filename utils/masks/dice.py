@@ -1,11 +1,9 @@
-"""Compute the Dice of each image and class at full size, from RLE intervals."""
-
-from collections.abc import Sequence
+"""Compute the Dice of each image and class at full size, from the runs of masks."""
 
 import numpy as np
 import pandas as pd
 
-from utils.masks import rle
+from utils.masks.masks import Masks
 
 
 def dice_of_areas(intersection: np.ndarray, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
@@ -16,16 +14,12 @@ def dice_of_areas(intersection: np.ndarray, area_a: np.ndarray, area_b: np.ndarr
     return (2 * intersection + 1e-4) / (area_a + area_b + 1e-4)
 
 
-def dice_of_masks(rles_a: Sequence[str | float | None], rles_b: Sequence[str | float | None]) -> np.ndarray:
-    """The Dice (`dice_of_areas`) of many pairs of full-size RLE masks at once, float64 (pairs,).
+def dice_of_masks(a: Masks, b: Masks) -> np.ndarray:
+    """The Dice (`dice_of_areas`) of each mask of `a` with the one of the same number in `b`, float64 (masks,).
 
-    The pairs are the classes of one image, or all rows of two submissions. Raises ValueError for the first malformed
-    mask, with its number, counted from 0.
+    The masks are the classes of one image, or all rows of two submissions.
     """
-    ((starts_a, ends_a, row_a), (starts_b, ends_b, row_b)), _ = rle.on_one_axis([rles_a, rles_b])
-    shared = rle.overlap((starts_a, ends_a), (starts_b, ends_b))
-    pixels = ((row_a, shared), (row_a, ends_a - starts_a), (row_b, ends_b - starts_b))
-    return dice_of_areas(*(np.bincount(row, counts, len(rles_a)) for row, counts in pixels))
+    return dice_of_areas(a.intersections(b), a.areas, b.areas)
 
 
 def dice_table(rows: dict[str, np.ndarray], classes: list[str]) -> pd.DataFrame:

@@ -3,17 +3,18 @@
 Inside the program, masks are always of this type; text (`utils.masks.rle`) is only in submissions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from utils.masks import rle
-from utils.masks.rle import Runs
 
 Size = tuple[int, int]
 """Height H and width W of an image in pixels."""
+Runs = tuple[np.ndarray, np.ndarray]
+"""Starts and ends of a mask's runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +36,11 @@ class Masks:
 
     @classmethod
     def from_runs(cls, runs: Sequence[Runs], size: Any = None) -> "Masks":
-        """From the starts and ends (int64) of each mask; they are sorted and do not overlap or touch."""
+        """From the sorted starts and ends (int64) of each mask; runs that touch are joined."""
         none = np.empty(0, np.int64)
         starts, ends = (np.concatenate([none, *(mask[i] for mask in runs)]) for i in (0, 1))
-        return cls(starts, ends, np.cumsum([0, *(len(mask[0]) for mask in runs)]), size)
+        row = np.repeat(np.arange(len(runs)), [len(mask[0]) for mask in runs])
+        return cls.from_sorted(starts, ends, row, len(runs), size)
 
     @classmethod
     def from_regions(cls, regions: Sequence[tuple[np.ndarray, tuple[int, int]]], size: Size) -> "Masks":
@@ -46,7 +48,38 @@ class Masks:
 
         Raises ValueError for an array that is not bool and 2-D or does not fit into the image.
         """
-        return cls.from_runs([rle.merge(*rle.region_runs(mask, corner, size)) for mask, corner in regions], size)
+        return cls.from_runs([region_runs(mask, corner, size) for mask, corner in regions], size)
+
+    @classmethod
+    def from_dense(cls, masks: Sequence[np.ndarray]) -> "Masks":
+        """From at least one bool (H, W) array. Raises ValueError for other arrays."""
+        return cls.from_regions([(mask, (0, 0)) for mask in masks], np.shape(masks[0]))
+
+    @classmethod
+    def from_sorted(cls, starts: np.ndarray, ends: np.ndarray, row: np.ndarray, count: int, size: Any) -> "Masks":
+        """From the sorted runs of `count` masks, int64, each with its mask's number; those that touch are joined."""
+        apart = (starts[1:] != ends[:-1]) | (row[1:] != row[:-1])
+        first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
+        return cls(starts[first], ends[last], np.searchsorted(row[first], np.arange(count + 1)), size)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], size: Size) -> "Masks":
+        """The inverse of `arrays`. Raises ValueError for a damaged file."""
+        starts, ends, offsets = (arrays[name].astype(np.int64) for name in ("starts", "ends", "offsets"))
+        masks = cls(starts, ends, offsets, size)
+        if starts.ndim != 1 or starts.shape != ends.shape or offsets.ndim != 1 or not len(offsets):
+            raise ValueError(f"runs of shapes {starts.shape}, {ends.shape} and {offsets.shape}: the file is damaged")
+        if offsets[0] != 0 or offsets[-1] != len(starts) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{len(starts)} runs do not belong to the masks: the file is damaged")
+        later = masks.row[1:] == masks.row[:-1]
+        if (starts >= ends).any() or (starts[1:] < ends[:-1])[later].any() or ends.max(initial=0) > size[0] * size[1]:
+            raise ValueError(f"runs that are no masks of {size[0]} × {size[1]} pixels: the file is damaged")
+        return masks
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that `np.savez` writes to a file, as small as the image allows; see `from_arrays`."""
+        dtype = np.min_scalar_type(self.size[0] * self.size[1])
+        return {"starts": self.starts.astype(dtype), "ends": self.ends.astype(dtype), "offsets": self.offsets}
 
     @classmethod
     def from_texts(cls, texts: Sequence[str | float | None], size: Any = None) -> "Masks":
@@ -64,7 +97,7 @@ class Masks:
             if past.size:
                 i = row[past[0]]
                 raise ValueError(f"mask {i}: {rle.past_the_end(ends[past[0]], (height[i], width[i]))}")
-        return cls(starts, ends, np.searchsorted(row, np.arange(len(texts) + 1)), size)
+        return cls.from_sorted(starts, ends, row, len(texts), size)
 
     @classmethod
     def empty(cls, count: int, size: Any = None) -> "Masks":
@@ -131,7 +164,7 @@ class Masks:
     def intersections(self, other: "Masks") -> np.ndarray:
         """The number of pixels that each mask shares with the one of the same number in `other`, int64 (masks,)."""
         stride = _stride([self, other])
-        return self._sums(rle.overlap(self.on_axis(stride), other.on_axis(stride)))
+        return self._sums(_overlap(self.on_axis(stride), other.on_axis(stride)))
 
     def same(self, other: "Masks") -> np.ndarray:
         """Whether each mask has the same pixels as the one of the same number in `other`, bool (masks,)."""
@@ -179,3 +212,39 @@ def majority(masks: Sequence[Masks], weights: Sequence[float], limit: float) -> 
 def _stride(masks: Sequence[Masks]) -> int:
     """More than the end of any run."""
     return 1 + max((int(each.ends.max()) for each in masks if each.ends.size), default=0)
+
+
+def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> Runs:
+    """Intervals, in an image of `size` (H, W), of a bool (h, w) mask at `corner` (top, left).
+
+    They are sorted; from row to row they may touch (`Masks.from_runs` joins them). Raises ValueError if `mask` is no
+    bool mask or does not fit into the image.
+    """
+    rle.check_mask(mask)
+    rows, columns = mask.shape
+    check_fits("mask", (*corner, corner[0] + rows, corner[1] + columns), size)
+    width = size[1]
+    flat = np.zeros(1 + rows * (columns + 1), dtype=bool)  # False before the first pixel and after each row
+    flat[1:].reshape(rows, columns + 1)[:, :columns] = mask
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    edges += edges // (columns + 1) * (width - columns - 1) + (corner[0] * width + corner[1])
+    return edges[::2], edges[1::2]
+
+
+def check_fits(name: str, box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    """Raise ValueError unless a box (top, left, bottom, right), the last two exclusive, lies in an image of `size`."""
+    if not (0 <= box[0] <= box[2] <= size[0] and 0 <= box[1] <= box[3] <= size[1]):
+        raise ValueError(f"{name} (top, left, bottom, right) = {tuple(map(int, box))} does not fit {tuple(size)}")
+
+
+def _overlap(a: Runs, b: Runs) -> np.ndarray:
+    """For each run of `a`, how many of its pixels lie in `b` (int64)."""
+    starts, ends = b
+    before = np.concatenate([[0], np.cumsum(ends - starts)])  # pixels of b before its i-th interval
+    starts = np.append(starts, 2**62)  # past every query
+
+    def covered(x: np.ndarray) -> np.ndarray:
+        i = np.searchsorted(ends, x)
+        return before[i] + np.maximum(x - starts[i], 0)
+
+    return covered(a[1]) - covered(a[0])

@@ -1,21 +1,39 @@
 """Find the connected pieces of masks by their runs, without their pixels."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from utils.masks.rle import Runs
+from utils.masks.masks import Masks, Runs
 
 
-def find_pieces(runs: Runs, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The connected pieces of a mask (starts, ends) of an image of `size`; pixels touch at sides and corners.
+class Pieces(NamedTuple):
+    """The connected pieces of masks; pixels that touch at a corner belong together. All int64.
 
-    Returns starts and ends (cut at the ends of rows), the number of each run's piece, and each piece's area in pixels,
-    all int64.
+    starts, ends, row: the masks' runs, cut at the ends of rows, and the number of each one's mask. piece: the number of
+    each run's piece. area: pixels of each piece. mask: the number of each piece's mask.
     """
-    starts, ends, _ = cut_rows(runs, size[1])
-    row = starts // size[1]
-    shifted = starts + row  # a free column after each row, so that its last pixel does not touch the next row's first
-    piece = label_runs(shifted, shifted + ends - starts, size[1] + 1, corners=True)
-    return starts, ends, piece, np.bincount(piece, weights=ends - starts).astype(np.int64)
+
+    starts: np.ndarray
+    ends: np.ndarray
+    row: np.ndarray
+    piece: np.ndarray
+    area: np.ndarray
+    mask: np.ndarray
+
+
+def find_pieces(masks: Masks) -> Pieces:
+    """The pieces of masks of known sizes, in the order of their first pixels."""
+    heights, widths = (np.broadcast_to(side, len(masks)) for side in masks.size)
+    starts, ends, run = cut_rows((masks.starts, masks.ends), widths[masks.row])
+    row = masks.row[run]
+    # all masks below each other, with a free row after each mask and a free column after each row
+    height, width = heights.max(initial=0) + 1, widths.max(initial=0) + 1
+    y = starts // widths[row]
+    begin = (row * height + y) * width + starts - y * widths[row]
+    piece = label_runs(begin, begin + ends - starts, width, corners=True)
+    first = np.unique(piece, return_index=True)[1]
+    return Pieces(starts, ends, row, piece, np.bincount(piece, ends - starts).astype(np.int64), row[first])
 
 
 def cut_rows(runs: Runs, width: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

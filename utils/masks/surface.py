@@ -1,13 +1,12 @@
-"""Compute the distance between the outlines of two masks, HD95 and its mean, from full-size RLE."""
+"""Compute the distance between the outlines of two masks, HD95 and its mean, at full size."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from scipy.spatial import KDTree
 
-from utils.masks import rle
+from utils.masks.masks import Masks
 
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -28,20 +27,19 @@ class Distances(NamedTuple):
     msd: np.ndarray
 
 
-def surface_distances(rles_a: Sequence[str], rles_b: Sequence[str], size: tuple[int, int]) -> Distances:
-    """The distances between the outlines of pairs of full-size RLE masks.
+def surface_distances(a: Masks, b: Masks) -> Distances:
+    """The distances between the outlines of each mask of `a` and the one of the same number in `b`.
 
     Outline pixels are those with a 4-neighbour outside the mask; outside the image is outside the mask. 0 where both
-    masks are empty; the image's diagonal, the largest possible distance, where one is. `size`: the image's (H, W).
-    Raises ValueError for a malformed mask.
+    masks are empty; the image's diagonal, the largest possible distance, where one is.
     """
-    pairs = [_distances(outline(a, size), outline(b, size), size) for a, b in zip(rles_a, rles_b, strict=True)]
+    pairs = [_distances(_border(a, number), _border(b, number), a.size) for number in range(len(a))]
     return Distances(*np.reshape(pairs, (-1, 2)).T)
 
 
-def outline(text: str, size: tuple[int, int]) -> np.ndarray:
-    """The outline pixels, int64 (n, 2) of row and column, of a full-size RLE mask; see `surface_distances`."""
-    mask, corner = rle.mask_region(text, size)
+def _border(masks: Masks, number: int) -> np.ndarray:
+    """The outline pixels, int64 (n, 2) of row and column, of one mask; see `surface_distances`."""
+    mask, corner = masks.region(number)
     if not mask.size:
         return np.empty((0, 2), np.int64)
     solid = mask.view(np.uint8)

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.masks import rle
-from utils.masks.masks import Masks
+from utils.masks.masks import Masks, Runs, check_fits, region_runs
 
 BAND_PIXELS = 2**15
 """Number of full-size pixels that are computed at a time. This limits the memory, keeps the data in the processor's
@@ -74,20 +73,6 @@ def upsample_masks(
     return Masks.from_runs([_class_runs(*of_class, size) for of_class in of_classes], size)
 
 
-def encode_masks(
-    scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
-) -> list[str]:
-    """The RLE string of each of `upsample_masks`."""
-    return upsample_masks(scores, size, threshold).texts()
-
-
-def mask_runs(
-    scores: np.ndarray | torch.Tensor, size: tuple[int, int], threshold: float | Sequence[float]
-) -> list[rle.Runs]:
-    """The runs of each of `upsample_masks`."""
-    return list(upsample_masks(scores, size, threshold))
-
-
 def upsample_region(
     patch: np.ndarray, corner: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], box: Box
 ) -> np.ndarray:
@@ -96,8 +81,8 @@ def upsample_region(
     The map holds `patch`, float32 (ph, pw), with its first pixel at `corner`, and zeros elsewhere. Raises ValueError
     if the patch does not fit into the grid, or the box into the image.
     """
-    rle.check_fits("patch", (*corner, corner[0] + patch.shape[0], corner[1] + patch.shape[1]), grid)
-    rle.check_fits("box", box, size)
+    check_fits("patch", (*corner, corner[0] + patch.shape[0], corner[1] + patch.shape[1]), grid)
+    check_fits("box", box, size)
     top, left, bottom, right = box
     upsampled = np.empty((bottom - top, right - left), np.float32)
     columns = _part(_axis(grid[1], size[1]), left, right)
@@ -122,15 +107,7 @@ def reach(corner: tuple[int, int], shape: tuple[int, int], grid: tuple[int, int]
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 
 
-def region_runs(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> rle.Runs:
-    """Intervals of a full-size mask that equals the bool (bh, bw) `mask` at `corner` and is False elsewhere.
-
-    Raises ValueError if `mask` is no bool mask or does not fit into the image's `size`.
-    """
-    return rle.merge(*rle.region_runs(mask, corner, size))
-
-
-def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, size: tuple[int, int]) -> rle.Runs:
+def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, size: tuple[int, int]) -> Runs:
     """Intervals of one class: scores (h, w) and their maximum over each row, peaks (h,)."""
     bands = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     hot = np.flatnonzero(peaks > threshold)
@@ -144,8 +121,9 @@ def _class_runs(scores: np.ndarray, peaks: np.ndarray, threshold: np.float32, si
             continue
         columns = _part(_axis(scores.shape[1], size[1]), left, right)
         source = scores[y:y_end, slice(*_span(columns))].copy()
-        bands.append(rle.region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size))
-    return rle.merge(*map(np.concatenate, zip(*bands, strict=True)))
+        bands.append(region_runs(_interpolate(source, rows, columns) > threshold, (begin, left), size))
+    starts, ends = map(np.concatenate, zip(*bands, strict=True))
+    return starts, ends
 
 
 def _hot_box(scores: np.ndarray, y: int, y_end: int, threshold: np.float32, size: tuple[int, int]) -> Box:

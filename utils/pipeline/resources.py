@@ -48,7 +48,10 @@ def measure(table: pd.DataFrame, classes: list[str], image_sizes: Iterable[int])
     for side in set(image_sizes):
         entries = [make_entry(row.image, row.annotation, classes, (side, side)) for row in some.itertuples()]
         labels = [sum(array.nbytes for array in e.label.arrays().values()) for e in entries]
-        each = [(e.image.nbytes, label, len("".join(e.truth))) for e, label in zip(entries, labels, strict=True)]
+        each = [
+            (e.image.nbytes, label, sum(array.nbytes for array in e.truth.arrays().values()))
+            for e, label in zip(entries, labels, strict=True)
+        ]
         sizes[side] = Bytes(*np.mean(each, axis=0).tolist())
     return sizes
 

@@ -32,6 +32,7 @@ from utils.hand.bones import check_crops, small_bones
 from utils.inference.ensemble import submission_frame
 from utils.inference.probabilities import ProbabilityStore
 from utils.inference.refinement import open_first
+from utils.masks.masks import Masks
 from utils.models.checkpoint import Config, check_classes, check_unseen
 from utils.pipeline.extra_data import read_extra_data
 from utils.pipeline.run_missing import run_if_missing
@@ -114,16 +115,13 @@ class Run:
         """Names of the test images, in the submission's order."""
         return self.table.loc[self.table["split"] == "test", "image_name"].tolist()
 
-    def all_test_images(self, votes: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
-        """Name and masks of every test image, in the submission's order; those left out have empty masks.
-
-        votes: the RLE strings of each class, by image.
-        """
+    def all_test_images(self, votes: Mapping[str, Masks]) -> Iterator[tuple[str, Masks]]:
+        """Name and masks of every test image, in the submission's order; those left out have empty masks."""
         test = self.table[self.table["split"] == "test"]
         masks = {f"{row.ID}/{row.image_name}": votes[row.image_name] for row in test.itertuples()}
         for path in map(Path, self.skipped):
             if path.parts[0] == "test" and path.name not in votes:  # it is there if another has the same name
-                masks[f"{path.parent.name}/{path.name}"] = [""] * len(self.classes)
+                masks[f"{path.parent.name}/{path.name}"] = Masks.empty(len(self.classes))
         for place in sorted(masks):
             yield Path(place).name, masks[place]
 
@@ -133,14 +131,14 @@ class Run:
         path = self.data_dir / "solution.csv"
         return path if path.exists() and (self.test or self.skipped) else None
 
-    def test_dice(self, votes: Mapping[str, list[str]]) -> float | None:
+    def test_dice(self, votes: Mapping[str, Masks]) -> float | None:
         """Mean Dice of the test images by the local solution; None without one. votes: see `all_test_images`."""
         if not self.solution:
             return None
         frame = submission_frame(self.all_test_images(votes), self.classes)
         return score(frame, self.solution, self.data_dir)["dice"].mean()
 
-    def submit(self, votes: Mapping[str, Any], path: str = "") -> str:
+    def submit(self, votes: Mapping[str, Masks], path: str = "") -> str:
         """Write the submission and check it; "" for submission.csv in the step's folder. votes: see `all_test_images`.
 
         Returns its path as text, "" where the data has no test images: then there is none. Raises DataError if it does

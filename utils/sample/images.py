@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.masks import rle
-from utils.masks.labels import draw
+from utils.masks.labels import draw_region
+from utils.masks.masks import Masks
 from utils.sample import label_errors as label_error
 from utils.sample import radiograph
 from utils.sample.artefacts import add_artefact
@@ -62,8 +62,8 @@ def make_image(folder: Path, size: int, flaws: dict[str, dict], image: SampleIma
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_annotation(image, polygons, size)), encoding="utf-8")
         return []
-    masks = {name: draw([points], (size, size)) for name, points in polygons.items()}
-    return [(f"{image.name}.png", name, rle.encode(mask)) for name, mask in masks.items()]
+    masks = Masks.from_regions([draw_region([points], (size, size)) for points in polygons.values()], (size, size))
+    return [(f"{image.name}.png", name, text) for name, text in zip(polygons, masks.texts(), strict=True)]
 
 
 def _annotation(image: SampleImage, polygons: dict[str, np.ndarray], size: int) -> dict:

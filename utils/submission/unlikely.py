@@ -9,6 +9,7 @@ import pandas as pd
 from utils.data.competition import DataError, find_images, read_annotation, read_classes
 from utils.hand import plausibility
 from utils.hand.plausibility import KEY, USUAL, Usual
+from utils.masks.masks import Masks
 from utils.submission.checker import bad_masks, shown_name, shown_row
 from utils.submission.csv_file import expected_rows, read
 from utils.submission.shapes import measure
@@ -56,7 +57,8 @@ def find_warnings(path: str | Path, data_dir: str | Path) -> list[str]:
     warnings = _order(frame, expected)
     frame = frame.drop(index=frame.index[sorted(bad_masks(frame, expected))]).drop_duplicates(KEY)
     shapes = frame.reset_index(names="line").merge(expected, on=KEY)
-    shapes = shapes.assign(**measure(shapes["rle"].tolist(), shapes["height"], shapes["width"])).drop(columns="rle")
+    sizes = shapes["height"].to_numpy(np.int64), shapes["width"].to_numpy(np.int64)
+    shapes = shapes.assign(**measure(Masks.from_texts(shapes.pop("rle").tolist(), sizes)))
     drawn, images = shapes[shapes["area"] > 0], find_images(data_dir, splits=("test",))[0]
     images = images.assign(side=plausibility.side_letters(drawn, images["image_name"]))
     try:

@@ -21,7 +21,7 @@ from utils.data.fold_data import FoldData
 from utils.data.loader import normalise, plain_loader
 from utils.device import peak_memory
 from utils.files import cores, kept_result, read_json, write_json
-from utils.masks import rle
+from utils.masks.masks import Masks
 from utils.models import build_model
 from utils.models.cam import SHARPNESS
 from utils.models.checkpoint import load_checkpoint, versions
@@ -166,24 +166,24 @@ def activation_shares(checkpoint: str | Path, cache: Cache, names: list[str]) ->
     return shares
 
 
-def peaks_inside(maps: np.ndarray, truth: list[str], size: tuple[int, int]) -> np.ndarray:
+def peaks_inside(maps: np.ndarray, truth: Masks) -> np.ndarray:
     """For each class of an image, whether the maximum of its map lies in its mask: float (classes,) of 0 and 1.
 
-    maps: (classes, h, w); truth: full-size RLE; size: (H, W). NaN for a class that is not there. The pointing game of
+    maps: (classes, h, w); truth: at full size. NaN for a class that is not there. The pointing game of
     Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop", without its margin of 15 pixels.
     """
     hits = np.full(len(maps), np.nan)
-    for number, (plane, text) in enumerate(zip(maps, truth, strict=True)):
-        if text:
+    for number, (plane, area) in enumerate(zip(maps, truth.areas, strict=True)):
+        if area:
             peak = np.unravel_index(plane.argmax(), plane.shape)
-            y, x = (int((p + 0.5) * full / cells) for p, full, cells in zip(peak, size, plane.shape, strict=True))
-            hits[number] = rle.decode(text, size)[y, x]
+            y, x = (int((p + 0.5) * full / cells) for p, full, cells in zip(peak, truth.size, plane.shape, strict=True))
+            hits[number] = truth.dense(number)[y, x]
     return hits
 
 
 def covered_share(entries: Iterable[Entry]) -> float:
     """The mean share of the image that a class's mask covers: how often a random point lies inside it."""
-    shares = [rle.area(text) / (entry.size[0] * entry.size[1]) for entry in entries for text in entry.truth if text]
+    shares = [area / (entry.size[0] * entry.size[1]) for entry in entries for area in entry.truth.areas if area]
     return float(np.mean(shares))
 
 
