@@ -433,6 +433,6 @@ def test_a_model_refines_another_on_data_without_hands(tmp_path):
     assert store.windows(names) == windows
     for name in names:
         refined, plain = store.read(name), first.read(name)
-        plates = [soft_vote([stored], [1.0], 0.5)[0] for stored in (refined, plain)]
+        plates = [soft_vote([stored], [1.0], 0.5).texts()[0] for stored in (refined, plain)]
         assert plates[0] == plates[1] and refined.detail.grid == cache.grid
         assert not ProbabilityStore(tmp_path / "oof").read(name).regions.boxes[0].any(), "only the hole is stored"
