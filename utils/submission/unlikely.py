@@ -57,7 +57,7 @@ def find_warnings(path: str | Path, data_dir: str | Path) -> list[str]:
     warnings = _order(frame, expected)
     frame = frame.drop(index=frame.index[sorted(bad_masks(frame, expected))]).drop_duplicates(KEY)
     shapes = frame.reset_index(names="line").merge(expected, on=KEY)
-    sizes = shapes["height"].to_numpy(np.int64), shapes["width"].to_numpy(np.int64)
+    sizes = tuple(shapes[["height", "width"]].fillna(2**20).to_numpy(np.int64).T)  # unknown of a damaged image
     shapes = shapes.assign(**measure(Masks.from_texts(shapes.pop("rle").tolist(), sizes)))
     drawn, images = shapes[shapes["area"] > 0], find_images(data_dir, splits=("test",))[0]
     images = images.assign(side=plausibility.side_letters(drawn, images["image_name"]))
