@@ -46,13 +46,15 @@ class Thresholds:
 
     best: one per class, chosen on all images. curve: mean Dice, thresholds × classes. fixed: mean Dice at the fixed
     threshold. crossed: Dice, images × classes, if each fold is scored with the thresholds that are best on the other
-    folds. tuned: its mean, the Dice to expect on new people, because thresholds overfit easily.
+    folds. tuned: its mean, the Dice to expect on new people, because thresholds overfit easily. others: by fold, the
+    thresholds that are best on the other folds.
     """
 
     best: list[float]
     curve: pd.DataFrame
     fixed: float
     crossed: pd.DataFrame
+    others: dict[int, list[float]]
 
     @property
     def tuned(self) -> float:
@@ -74,15 +76,16 @@ def choose_thresholds(
     dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
     at_fixed = candidates.index(fixed)
     fold_of = tables[0].index.map(images).to_numpy()
-    crossed = np.empty_like(dice[0])
-    for fold in np.unique(fold_of):
+    crossed, best_elsewhere = np.empty_like(dice[0]), {}
+    for fold in np.unique(fold_of).tolist():
         here, others = fold_of == fold, fold_of != fold
         choice = dice[:, others].mean(1).argmax(0) if others.any() else np.full(dice.shape[2], at_fixed)
         crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
+        best_elsewhere[fold] = [candidates[i] for i in choice]
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
     curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes)
     table = pd.DataFrame(crossed, tables[0].index, cache.classes)
-    return Thresholds(best, curve, mean_dice(tables[at_fixed]), table)
+    return Thresholds(best, curve, mean_dice(tables[at_fixed]), table, best_elsewhere)
 
 
 CANDIDATES = (["largest"], ["fill_holes"], ["min_area 100"])
@@ -266,3 +269,40 @@ def weigh_models(
     best = max(given, key=dice.get)
     summary += f"{len(images)} images: ensemble {dice['ensemble']:.4f}, {best} alone {dice[best]:.4f}"
     return Vote(given, tables, crossed, f"{summary}: {dice['ensemble'] - dice[best]:+.4f}")
+
+
+def submitted_dice(
+    fold_models: Sequence[FoldModel],
+    images: dict[str, int],
+    cache: Cache,
+    voting: Vote,
+    thresholds: Mapping[int, Sequence[float]] | float,
+    vote: str = "soft",
+    postprocess: Sequence[str] = (),
+) -> dict[str, pd.DataFrame]:
+    """Out-of-fold Dice (images × classes) of each model and of the "ensemble", of masks made as the submitted ones.
+
+    Args:
+        fold_models, images, cache, vote: as of `weigh_models`.
+        voting: what it returned, at the fixed threshold and without post-processing.
+        thresholds: the fixed one or, where tuned ones are submitted, by fold those that are best on the other folds
+            (`Thresholds.others`), so that no image is scored with thresholds that were chosen on it.
+        postprocess: the steps on the submitted masks.
+
+    Returns:
+        The tables of `voting` where nothing differs from it.
+    """
+    if not images or (isinstance(thresholds, float) and not postprocess):
+        return voting.tables
+    of_fold = dict.fromkeys(images.values(), thresholds) if isinstance(thresholds, float) else thresholds
+    tables = {}
+    for name in voting.tables:
+        weights = voting.weights if name == "ensemble" else {name: 1.0}
+        parts = [
+            out_of_fold_dice(
+                fold_models, {n: k for n, k in images.items() if k == fold}, cache, weights, limit, vote, postprocess
+            )
+            for fold, limit in of_fold.items()
+        ]
+        tables[name] = pd.concat(parts).loc[list(images)]
+    return tables
