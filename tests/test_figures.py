@@ -89,7 +89,7 @@ def test_other_classes_get_distinct_colours(count):
 @pytest.mark.parametrize("shape", [SIZE, (120, 100), (100, 100), (61, 47)])
 def test_outlines_lie_where_the_full_size_mask_does(shape):
     _, (ax,) = new_figure(4, 4)
-    figures.overlay(ax, np.zeros(shape, np.uint8), grid_masks(BONES[:1]), SIZE, BONES[:1])
+    figures.overlay(ax, np.zeros(shape, np.uint8), grid_masks(BONES[:1]), BONES[:1])
     (outlines,) = (c for c in ax.collections if isinstance(c, PathCollection))
     vertices = np.concatenate([p.vertices for p in outlines.get_paths()])
     assert np.allclose(vertices.min(0), 4.5, atol=2.5) and np.allclose(vertices.max(0), 29.5, atol=2.5)
