@@ -11,7 +11,7 @@ import orjson
 
 from utils.data.findings import Finding, refuse
 from utils.files import nearest
-from utils.masks import digits
+from utils.masks import rle
 
 Polygons = dict[str, list[np.ndarray]]
 """For each class its polygons, (n, 2) x-y points in pixels, together one mask."""
@@ -85,7 +85,7 @@ def usual_polygons(path: str | Path, classes: list[str], size: tuple[int, int] |
         few, many = min(counts) < 3, max(counts) > MOST_POINTS or len(joined) > MOST_BYTES
         if few or many or joined.translate(None, b"0123456789 ") != form or (blank & ~after_comma).any():
             return None
-        numbers, _ = digits.read(joined)
+        numbers, _ = rle.read_numbers(joined)
         inside = size[::-1] if size else (FARTHEST, FARTHEST)
         if len(numbers) != 2 * sum(counts) or (numbers.reshape(-1, 2) >= inside).any():
             return None
