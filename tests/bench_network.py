@@ -27,9 +27,8 @@ from utils.files import ROOT, read_json
 from utils.inference.predict import Predictor, Probabilities
 from utils.models import build_model
 from utils.models.checkpoint import Config, describe_network, load_checkpoint, save_checkpoint
-from utils.training.losses import build_loss
-from utils.training.module import batch_loss
-from utils.training.precision import choose_precision
+from utils.training.losses import batch_loss, build_loss
+from utils.training.start import choose_precision
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -81,7 +80,7 @@ def make_step(name: str, way: str, folder: Path):
     def step() -> None:
         batch = real[next(turn) % len(real)]
         if way == "ours":
-            with precision.autocast(CPU):
+            with precision.computing(CPU):
                 loss = batch_loss(model, build_loss("bce_dice"), batch, precision)
         else:
             image = normalise(batch["image"], model.mean, model.std)

@@ -20,7 +20,7 @@ from utils.files import read_json, write_json, write_table
 from utils.inference.probabilities import ProbabilityStore
 from utils.models.base import PaddedModel
 from utils.models.checkpoint import Config, load_weights, read_config, save_checkpoint
-from utils.training.resume import ResumeFile
+from utils.training.settings import ResumeFile
 
 LARGE = 600_000
 

@@ -36,9 +36,9 @@ from utils.models import build_model
 from utils.pipeline.profile import profile_path, read_profile
 from utils.sample.generator import make_sample
 from utils.training.fit import fit
-from utils.training.losses import build_loss
-from utils.training.module import Settings, batch_loss
+from utils.training.losses import batch_loss, build_loss
 from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.settings import Settings
 
 SIDE = 1024
 SCALE = 2.0**16
@@ -82,7 +82,7 @@ def parity(gpu: torch.device) -> None:
             (p, gpu) for p in ("32-true", "32-true channels_last", "16-mixed channels_last", *candidates(gpu))
         ]:
             network = Precision(precision).prepare(copy.deepcopy(model).to(device))
-            with Precision(precision).autocast(device):
+            with Precision(precision).computing(device):
                 value = batch_loss(network, loss, move_data_to_device(batch, device), Precision(precision))
                 (value * SCALE).backward()
                 with torch.no_grad():
@@ -136,7 +136,7 @@ def images_per_second(options, precision, loader, batch, loss, gpu) -> tuple[flo
     scaler = torch.amp.GradScaler(enabled=precision.lightning == "16-mixed")
 
     def step(batch: dict[str, torch.Tensor]) -> None:
-        with precision.autocast(gpu):
+        with precision.computing(gpu):
             value = batch_loss(model, loss, batch, precision)
         optimizer.zero_grad()
         scaler.scale(value).backward()

@@ -20,8 +20,8 @@ from torch import nn
 from tests.small import fit, small_data
 from utils.models import build_model
 from utils.registry import build_part, load_plugins
+from utils.training.fit import TrainingModule
 from utils.training.losses import build_loss
-from utils.training.module import TrainingModule
 from utils.training.optimizers import build_optimizer, build_schedule
 
 

@@ -11,11 +11,13 @@ from utils.models import build_model
 from utils.models.checkpoint import Config, load_checkpoint
 from utils.training import fit as fitting
 from utils.training.losses import build_loss
-from utils.training.module import Settings
 from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.settings import Settings
 
 CPU = torch.device("cpu")
 THIN = {"architecture": "deeplabv3plus", "encoder": "tu-mobilenetv3_small_050", "options": {"decoder_channels": 16}}
+OWN = ("module", "metric", "callbacks", "sampler")
+"""Options of `fit` that are no settings."""
 
 
 def small_data(sample, folder, validation=4):
@@ -39,14 +41,15 @@ def fit(data, folder, stop_after=0, lr=2e-3, schedule="cosine", seed=0, parts=No
             raise InterruptedError("killed")
 
     parts = parts or {}
-    settings = Settings(**{"epochs": 2, "batch_size": 4, "seed": seed, "on_epoch": on_epoch, "device": "cpu"} | options)
+    given = {"epochs": 2, "batch_size": 4, "seed": seed, "on_epoch": on_epoch, "device": "cpu", "precision": "32-true"}
+    settings = Settings(**given | {k: v for k, v in options.items() if k not in OWN})
     torch.manual_seed(seed)
     if "model" in parts:
         model = parts["model"]()
     else:
         model = build_model(THIN["architecture"], len(data.cache.classes), THIN["encoder"], **THIN["options"])
     optimizer = parts.get("optimizer", lambda p: build_optimizer("adamw", p, lr, 1e-2))(model.parameters())
-    steps = settings.steps(data)
+    steps = settings.steps(options.get("sampler") or data)
     schedule = parts.get("schedule", lambda o: build_schedule(schedule, o, *steps))(optimizer)
     return fitting.fit(
         model,
@@ -57,6 +60,7 @@ def fit(data, folder, stop_after=0, lr=2e-3, schedule="cosine", seed=0, parts=No
         data,
         settings,
         folder,
+        **{k: v for k, v in options.items() if k in OWN},
     )
 
 

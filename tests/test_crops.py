@@ -108,7 +108,7 @@ def test_an_epoch_has_crops_of_all_images_and_crops_around_wrists(data, own):
     import albumentations as A
 
     cropped = FoldData(data.cache, data.train, data.validation, 0, crop=32, region=CARPALS, region_crops=0.5)
-    assert cropped.samples() == 12 and cropped.side == 32
+    assert len(cropped) == 12 and cropped.side == 32
     augmenter = (
         ComposeAugmenter(A.Compose([A.HorizontalFlip()]))
         if own

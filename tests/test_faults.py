@@ -19,7 +19,8 @@ from utils.data.augment import Augmenter
 from utils.data.augmentation import Augmentation
 from utils.data.loader import TrainingSet, dense_labels, training_loader
 from utils.files import ROOT
-from utils.training.module import RETRY_LR, TrainingError
+from utils.training.losses import TrainingError
+from utils.training.resume import RETRY_LR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = ["epoch", "loss", "val_dice", "lr", "retries"]

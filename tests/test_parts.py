@@ -18,15 +18,13 @@ from utils import registry
 from utils.data.augment import Augmenter, as_augmenter, build_augmentation
 from utils.data.augmentation import NO_AUGMENTATION, Augmentation
 from utils.data.flip import FlipRule, flip_rule
-from utils.data.fold_data import FoldData
 from utils.files import ROOT, Problems
 from utils.models import ModelError, list_models
 from utils.models.checkpoint import load_checkpoint, read_config
 from utils.registry import UnknownPart, find_part, list_parts, load_plugins, named_parts, register_loss
-from utils.training.losses import build_loss
-from utils.training.module import TrainingError
+from utils.training.key import NoVersionError, describe, resume_key
+from utils.training.losses import TrainingError, build_loss
 from utils.training.optimizers import build_optimizer
-from utils.training.resume import NoSourceError, describe, resume_key
 
 EXAMPLE = "notebooks/plugins/example.py"
 
@@ -131,12 +129,11 @@ def test_any_sampler_chooses_the_images_and_resumes_exactly(data, tmp_path):
     only = [1.0] + [0.0] * (len(data.train) - 1)
     own_draws = RandomSampler(range(len(data.train)), num_samples=6, generator=torch.Generator())
     for sampler in (own_draws, WeightedRandomSampler(only, 8)):
-        own = FoldData(data.cache, data.train, data.validation, 0, sampler=sampler)
         folder = tmp_path / type(sampler).__name__
-        whole = fit(own, folder / "whole", epochs=3)
+        whole = fit(data, folder / "whole", epochs=3, sampler=sampler)
         with pytest.raises(InterruptedError):
-            fit(own, folder / "cut", epochs=3, stop_after=1)
-        resumed = fit(own, folder / "cut", epochs=3)
+            fit(data, folder / "cut", epochs=3, stop_after=1, sampler=sampler)
+        resumed = fit(data, folder / "cut", epochs=3, sampler=sampler)
         assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
         assert same(weights(folder / "whole" / "last"), weights(folder / "cut" / "last"))
 
@@ -175,28 +172,35 @@ def test_parts_that_do_not_fit_are_refused(data, tmp_path):
         fit(data, tmp_path, parts={"model": lambda: Net(7)})
 
 
-def test_an_edited_own_loss_starts_anew_and_the_same_one_goes_on(data, tmp_path, capsys):
-    def scaled(factor):
-        return lambda logits, labels: factor * squares(logits, labels)
+def versioned(version, factor=1.0):
+    """A loss of one's own that says its version and holds a value."""
 
+    def scaled(logits, labels):
+        return factor * squares(logits, labels)
+
+    scaled.version = version
+    return scaled
+
+
+@pytest.mark.parametrize("other", [versioned(2), versioned(1, factor=2.0)], ids=["version", "closure"])
+def test_an_own_loss_of_the_same_version_goes_on_and_another_starts_anew(data, tmp_path, capsys, other):
     with pytest.raises(InterruptedError):
-        fit(data, tmp_path, stop_after=1, epochs=3, parts={"loss": scaled(1.0)})
+        fit(data, tmp_path, stop_after=1, epochs=3, parts={"loss": versioned(1)})
     with pytest.raises(InterruptedError):
-        fit(data, tmp_path, stop_after=2, epochs=3, parts={"loss": scaled(1.0)})
+        fit(data, tmp_path, stop_after=2, epochs=3, parts={"loss": versioned(1)})
     assert "going on after epoch 1" in capsys.readouterr().out
-    fit(data, tmp_path, epochs=3, parts={"loss": scaled(2.0)})
+    fit(data, tmp_path, epochs=3, parts={"loss": other})
     assert "other parameters, parts or data: training starts anew" in capsys.readouterr().out
 
 
-def test_without_source_there_is_no_resume_and_it_says_so(data, tmp_path, capsys):
-    names = {"__name__": "__main__"}
-    exec("def made(logits, labels):\n    return ((logits.sigmoid() - labels) ** 2).mean()", names)
+def test_without_a_version_there_is_no_resume_and_it_says_what_to_write(data, tmp_path, capsys):
     with pytest.raises(InterruptedError):
-        fit(data, tmp_path, stop_after=1, parts={"loss": names["made"]})
-    assert "can't be resumed, because the source of a part can't be read: loss" in capsys.readouterr().out
-    assert len(fit(data, tmp_path, parts={"loss": names["made"]}).history) == 2
+        fit(data, tmp_path, stop_after=1, parts={"loss": squares})
+    said = capsys.readouterr().out
+    assert "loss: squares has no version" in said and "`squares.version = 1`" in said
+    assert len(fit(data, tmp_path, parts={"loss": squares}).history) == 2
     assert "training starts anew" in capsys.readouterr().out
-    fit(data, tmp_path, parts={"loss": names["made"]})
+    fit(data, tmp_path, parts={"loss": squares})
     assert "nothing is trained again" not in capsys.readouterr().out and (tmp_path.parent / "previous").exists()
 
 
@@ -206,7 +210,7 @@ import utils.pipeline.run
 from torch import nn
 from utils.models import build_model
 from utils.training.losses import build_loss
-from utils.training.resume import resume_key
+from utils.training.key import resume_key
 from utils.training.optimizers import build_optimizer, build_schedule
 model = build_model("unet", 3)
 optimizer = build_optimizer("adamw", model.parameters(), 1e-3, 0.0)
@@ -225,13 +229,16 @@ def test_keys_are_the_same_in_every_process_and_tell_settings_apart():
         (nn.Dropout(0.3), nn.Dropout(0.4)),
         (A.Compose([A.Affine(rotate=(-5, 5))]), A.Compose([A.Affine(rotate=(-6, 5))])),
         (build_loss("bce + dice"), build_loss("bce + 0.5*dice")),
-        (Net(3), Net(3, 7)),
+        (versioned(1), versioned(2)),
+        (versioned(1), versioned(1, factor=2.0)),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(1.0)), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0))),
         (build_optimizer("adam", values, 0.1, 0), build_optimizer("adam", values, 0.2, 0)),
     ):
         assert resume_key(part=one) != resume_key(part=other)
         assert resume_key(part=one) == resume_key(part=one)
-    with pytest.raises(NoSourceError, match="part"):
-        resume_key(part=eval("lambda: 1", {"__name__": "__main__"}))
+    for own in (Net(3), lambda: 1, [squares], {"a": nn.Sequential(Net(3))}):
+        with pytest.raises(NoVersionError):
+            resume_key(part=own)
     assert describe(torch.float32) == "torch.float32"
 
 

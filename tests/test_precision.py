@@ -24,7 +24,7 @@ from utils.inference.predict import Predictor
 from utils.models import build_model
 from utils.models.base import ModelError
 from utils.models.pretrained import packaged_state
-from utils.training import precision as choosing
+from utils.training import start as choosing
 from utils.training.losses import BceDice, build_loss
 
 FAST = "bf16-mixed channels_last"

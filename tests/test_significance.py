@@ -150,7 +150,7 @@ def test_distances_are_those_of_erosion_and_distance_transform():
     assert surface_distances(Masks.empty(0, size), Masks.empty(0, size)).msd.shape == (0,)
 
 
-def test_distances_at_the_border_survive_without_denormal_numbers():
+def test_distances_at_the_border_survive_a_tuned_process():
     """Where more than half of the outline has row 0, SciPy's tree would be split for ever, until the stack is full."""
     script = (
         "import numpy as np\nfrom utils.device import tune_process\nfrom utils.masks.masks import Masks\n"

@@ -17,9 +17,10 @@ from utils.device import choose_device
 from utils.masks.dice import mean_dice
 from utils.models import ModelError, build_model
 from utils.models.checkpoint import load_checkpoint, read_config, save_checkpoint
-from utils.training import fit as fitting
-from utils.training import module
+from utils.training.losses import TrainingError
 from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.settings import Settings
+from utils.training.start import start_from
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,8 +94,8 @@ def test_fold_minus_one_trains_on_everything_and_no_fold_starts_from_it(sample, 
     assert math.isnan(result.score) and result.val_dice.empty
     assert read_config(result.checkpoint).score is None
     with pytest.raises(ModelError, match=r"\(fold -1\) was trained on .* leak"):
-        fitting.start_from(result.model, data, str(result.checkpoint))
-    people = fitting.start_from(result.model, everything, str(result.checkpoint))
+        start_from(result.model, data, str(result.checkpoint))
+    people = start_from(result.model, everything, str(result.checkpoint))
     assert len(people) == everything.train["ID"].nunique()
 
 
@@ -113,7 +114,7 @@ def test_fine_tuning_starts_from_an_earlier_fold_model(data, tmp_path, trained):
     )
     assert set(read_config(trained.checkpoint).people) <= set(read_config(result.checkpoint).people)
     with pytest.raises(ModelError, match="must be the same"):
-        fitting.start_from(build_model("unet", 29, THIN["encoder"]), data, str(trained.checkpoint))
+        start_from(build_model("unet", 29, THIN["encoder"]), data, str(trained.checkpoint))
 
 
 def test_fine_tuning_on_a_person_of_the_validation_images_is_refused(data, tmp_path, trained):
@@ -159,7 +160,7 @@ def test_early_stopping_counts_epochs(data, tmp_path):
 
 
 def test_a_diverging_loss_stops_with_advice(data, tmp_path):
-    with pytest.raises(module.TrainingError, match="smaller"):
+    with pytest.raises(TrainingError, match="smaller"):
         fit(data, tmp_path, lr=1e30, schedule="constant", ema_decay=0.0, warmup_epochs=0.0)
 
 
@@ -176,8 +177,8 @@ def test_learning_rates_warm_up_and_follow_their_schedule(name, last):
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="upsample"):
-        module.Settings(upsample="masks")
+    with pytest.raises(ValueError, match="unknown precision"):
+        Settings(precision="double")
     assert choose_device("auto").type in ("cpu", "cuda")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="sees no GPU"):

@@ -23,7 +23,7 @@ from utils.files import Problems, write_json
 from utils.hand.bend import stratum
 from utils.hand.bones import CARPALS, HAND_BONES, check_crops, small_bones
 from utils.inference.ensemble import find_fold_models, hard_vote, soft_vote
-from utils.inference.predict import Predictor, predict_masks, worst_images
+from utils.inference.predict import Predictor, worst_images
 from utils.inference.probabilities import LEVELS, ProbabilityStore, quantised
 from utils.inference.pseudo_labels import confidence
 from utils.inference.refinement import RefinedStore, merge, open_first
@@ -341,7 +341,7 @@ def test_impossible_stages_are_refused_before_data_is_read():
 
 def test_a_stage_trains_on_wrists_is_validated_on_carpals_and_predicts_its_squares(run, coarse, first, tmp_path):
     data = run.fold_data(0, FINE, crop=SIDE, wrist_of="first")
-    assert data.judged == list(CARPALS) and data.samples() == len(data.train) and len(data.known) > 0
+    assert data.judged == list(CARPALS) and len(data) == len(data.train) and len(data.known) > 0
     loader = training_loader(data, Augmenter(NO_AUGMENTATION, classes=run.classes), 4, seed=0)
     labels = torch.cat([dense_labels(batch) for batch in loader])
     capitate = labels[:, run.classes.index("Capitate")].sum((1, 2))
@@ -351,10 +351,10 @@ def test_a_stage_trains_on_wrists_is_validated_on_carpals_and_predicts_its_squar
     assert (config.wrist_of, config.window, config.image_size) == ("first", SIDE, FINE)
     assert set(data.known) <= set(config.people) and list(result.val_dice) == list(CARPALS)
     names = data.validation["image_name"].tolist()
-    made = dict(predict_masks(result.model, data.cache, names, 0.5, windows=data.windows))
+    made = dict(result.predict(names))
     true = {name: data.cache.read(name).truth.select(NUMBERS) for name in names}
     assert np.mean([dice_of_masks(made[n], true[n]) for n in names]) == pytest.approx(result.score, abs=1e-6)
-    (worst,) = worst_images(result.model, data.cache, result.val_dice, 0.5, 1, windows=data.windows)
+    (worst,) = worst_images(result.predict, data, result.val_dice, 1)
     assert worst.truth.texts() == true[worst.name].texts() and worst.predicted.texts() == made[worst.name].texts()
 
     before = run.output_dir / "04_inference_tta" / "first" / "fold0" / "oof"

@@ -17,7 +17,7 @@ from utils.files import read_json
 from utils.masks.masks import Masks
 from utils.models import build_model, list_models
 from utils.training import model_zoo
-from utils.training.module import Settings
+from utils.training.settings import Settings
 
 NAMES = ["linknet", "fpn"]
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,22 +71,39 @@ class Precision:
             model.compile()
         return model.to(memory_format=self.layout)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager:
+    @contextmanager
+    def computing(self, device: torch.device) -> Iterator[None]:
         """The context to run the network in, where Lightning does not."""
         half = HALF.get(self.lightning)
-        return torch.autocast(device.type, half) if half else nullcontext()
+        with denormals_as_zero(), torch.autocast(device.type, half) if half else nullcontext():
+            yield
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Take numbers below 1e-38 for zero in this thread, while a network is trained or predicts.
+
+    Processors take many times as long for them, and the gradients of a trained network are full of them. Not for the
+    whole process: SciPy's KD-tree, for one, steps from 0 to the next larger number, and would never get on.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @functools.cache
 def tune_process() -> None:
-    """Make this process keep its memory and take denormal numbers for zero; call it before torch starts its threads.
+    """Make this process keep its memory, and torch's threads take denormal numbers for zero; call it before they start.
 
     glibc gives each large tensor back to the system when it is freed and takes zeroed pages again for the next one,
-    which was 28 % of the machine's time in notebook 03. Other C libraries have no such setting. Processors take many
-    times as long for numbers below 1e-38, which the gradients of a trained network are full of; a thread inherits the
-    setting from the one that starts it, and torch's threads live as long as the process.
+    which was 28 % of the machine's time in notebook 03. Other C libraries have no such setting. A thread inherits how
+    it treats denormal numbers from the one that starts it, and torch's threads, which compute nothing but tensors, live
+    as long as the process.
     """
-    torch.set_flush_denormal(True)
+    with denormals_as_zero():
+        torch.ones(2**20).add_(1)  # large enough for all threads
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
         for option, size in ((trim_threshold, 2**31 - 1), (top_pad, 2**26), (mmap_threshold, 2**30)):

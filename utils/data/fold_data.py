@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from torch.utils.data import Sampler
 
 from utils.data.cache import Cache
 from utils.data.flip import ANY_FLIP, FlipRule
 from utils.data.windows import Windows
-from utils.masks import upsampling
-from utils.masks.dice import dice_of_masks
+from utils.masks.masks import Masks
 
 
 @dataclass(frozen=True)
@@ -19,13 +16,12 @@ class FoldData:
     """The images of one fold model.
 
     cache: built, at the network's resolution. train, validation: rows of the index (ID, image_name); validation may be
-    empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. sampler: any torch sampler over the
-    rows of `train`; None takes each image once per epoch. crop: side of a random crop that is taken of each image for
-    training, pixels of the cache, 0 for whole images. region: classes around which crops lie that are not anywhere.
-    region_crops: further crops of this kind in each epoch, as a share of the images (not with a sampler). known: hashed
-    people that other models have seen which this one learns from. refines: the model whose `region` this one refines,
-    else "": all crops are then around the region, and it is validated on these classes in `windows`, which that model
-    has found.
+    empty. fold: its number, -1 where nothing is held out. flip: see `data.flip`. crop: side of a random crop that is
+    taken of each image for training, pixels of the cache, 0 for whole images. region: classes around which crops lie
+    that are not anywhere. region_crops: further crops of this kind in each epoch, as a share of the images. known:
+    hashed people that other models have seen which this one learns from. refines: the model whose `region` this one
+    refines, else "": all crops are then around the region, and it is validated on these classes in `windows`, which
+    that model has found.
     """
 
     cache: Cache
@@ -33,7 +29,6 @@ class FoldData:
     validation: pd.DataFrame
     fold: int = -1
     flip: FlipRule = ANY_FLIP
-    sampler: Sampler | None = None
     crop: int = 0
     region: Sequence[str] = ()
     region_crops: float = 0.0
@@ -51,13 +46,10 @@ class FoldData:
         """The classes that validation scores."""
         return list(self.region) if self.windows is not None else self.cache.classes
 
-    def dice(self, name: str, scores: np.ndarray, threshold: float) -> np.ndarray:
-        """The full-size Dice of each judged class from float32 scores (classes, h, w) of a validation image."""
-        entry = self.cache.read(name)
-        if self.windows is None:
-            return dice_of_masks(upsampling.upsample_masks(scores, entry.size, threshold), entry.truth)
-        masks = self.windows.masks(name, scores, entry.size, threshold)
-        return dice_of_masks(masks, entry.truth.select(self.region_numbers))
+    def truth(self, name: str) -> Masks:
+        """The true masks of the judged classes of an image, at full size."""
+        masks = self.cache.read(name).truth
+        return masks if self.windows is None else masks.select(self.region_numbers)
 
     @property
     def region_numbers(self) -> list[int]:
@@ -69,6 +61,6 @@ class FoldData:
         """Number of further crops around the region in an epoch."""
         return round(self.region_crops * len(self.train))
 
-    def samples(self) -> int:
+    def __len__(self) -> int:
         """Samples per epoch, before the last batch is filled."""
-        return len(self.train) + self.further_crops if self.sampler is None else len(self.sampler)
+        return len(self.train) + self.further_crops

@@ -17,6 +17,8 @@ from utils.data.warping import cut, draw_corner
 from utils.data.windows import Windows, middle
 from utils.masks.sparse import SparseMaps
 
+CPU = torch.device("cpu")
+
 
 class TrainingSet(Dataset):
     """Augmented training samples, looked up by (epoch, index), so that no worker needs a random state of its own.
@@ -47,11 +49,9 @@ class TrainingSet(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | SparseMaps]:
         """The sample of (epoch, index)."""
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        further = index >= len(self.names)
-        around = self.region if further or self.region_only else ()
-        name = self.names[int(rng.integers(len(self.names))) if further else index]
+        index = key[1]
+        rng, name = self._draw(key)
+        around = self.region if index >= len(self.names) or self.region_only else ()
         entry = self.cache.read(name)
         image, label, more = entry.image, entry.label, {}
         if isinstance(self.augmenter, Augmenter):  # it cuts after rotating, so that no corner of a crop is black
@@ -63,6 +63,16 @@ class TrainingSet(Dataset):
         image, label = self.augmenter(image, label, rng, **more)
         label = label if isinstance(label, SparseMaps) else SparseMaps.from_dense(label)
         return {"image": channels_first(image), "label": label, "person": person_of(self.cache, name)}
+
+    def name_of(self, key: tuple[int, int]) -> str:
+        """The image that the sample of (epoch, index) is made from."""
+        return self._draw(key)[1]
+
+    def _draw(self, key: tuple[int, int]) -> tuple[np.random.Generator, str]:
+        """The random generator of a sample, and its image."""
+        rng = np.random.default_rng((self.seed, *key))
+        further = key[1] >= len(self.names)
+        return rng, self.names[int(rng.integers(len(self.names))) if further else key[1]]
 
     def _draw_other(self, rng: np.random.Generator) -> tuple[np.ndarray, SparseMaps]:
         """A random image of the same fold's training images, with its labels."""
@@ -108,7 +118,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class PlainSet(Dataset):
     """Images, or their parts in `windows`, without augmentation: `image` uint8 (channels, h, w), `index`, `person`."""
 
-    def __init__(self, cache: Cache, names: list[str], windows: Windows | None = None):
+    def __init__(self, cache: Cache, names: Sequence[str], windows: Windows | None = None):
         self.cache, self.names, self.windows = cache, names, windows
 
     def __len__(self) -> int:
@@ -199,33 +209,48 @@ def network_input(
 
 
 def training_loader(
-    data: FoldData, augmenter: Callable, batch_size: int, seed: int, num_workers: int = 0
+    data: FoldData,
+    augmenter: Callable,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
+    device: torch.device = CPU,
 ) -> DataLoader:
-    """Batches for training; the same with any number of workers. `augmenter`: see `data.augment`."""
+    """Batches for training; the same with any number of workers.
+
+    augmenter: see `data.augment`. sampler: see `EpochSampler`. device: a GPU gets its batches from pinned memory.
+    """
     names = data.train["image_name"].tolist()
     crops = data.crop, data.region_numbers, data.further_crops, bool(data.refines)
     samples = TrainingSet(data.cache, names, augmenter, seed, *crops)
-    sampler = EpochSampler(len(samples), batch_size, seed, data.sampler)
-    return _loader(samples, batch_size, num_workers, sampler=sampler)
+    return _loader(samples, batch_size, num_workers, device, EpochSampler(len(samples), batch_size, seed, sampler))
 
 
 def plain_loader(
-    cache: Cache, names: list[str], batch_size: int, num_workers: int = 0, windows: Windows | None = None
+    cache: Cache,
+    names: Sequence[str],
+    batch_size: int,
+    num_workers: int = 0,
+    windows: Windows | None = None,
+    device: torch.device = CPU,
 ) -> DataLoader:
     """Batches of unaugmented images, or of their parts in `windows`, in the order of `names`."""
-    return _loader(PlainSet(cache, names, windows), batch_size, num_workers)
+    return _loader(PlainSet(cache, names, windows), batch_size, num_workers, device)
 
 
-def _loader(dataset: Dataset, batch_size: int, num_workers: int, **options) -> DataLoader:
+def _loader(
+    dataset: Dataset, batch_size: int, num_workers: int, device: torch.device, sampler: Sampler | None = None
+) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        sampler=sampler,
         num_workers=num_workers,
         collate_fn=stack,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",  # not without need: it opens a context on a GPU that nobody has chosen yet
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
-        **options,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import ttach
 from torch import nn
 
 from utils.data.cache import Cache
+from utils.data.fold_data import FoldData
 from utils.data.loader import network_input, plain_loader
 from utils.data.windows import Windows
 from utils.device import usable
@@ -66,7 +67,7 @@ class Predictor:
         person: float32 (N, 8), see `data.people`, for a network that takes it; None: unknown.
         """
         image = self._input({"image": image} if person is None else {"image": image, "person": person})
-        with self.precision.autocast(self.device):
+        with self.precision.computing(self.device):
             return self.network(image).cpu().numpy()
 
     def _input(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -79,9 +80,9 @@ class Predictor:
         self, cache: Cache, names: list[str], batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[str, Instances]]:
         """Each image's name and instances, on the CPU, in the order of `names`; without TTA, as boxes have no mean."""
-        for batch in plain_loader(cache, names, batch_size, num_workers):
+        for batch in plain_loader(cache, names, batch_size, num_workers, device=self.device):
             image = self._input(batch)
-            with self.precision.autocast(self.device):
+            with self.precision.computing(self.device):
                 found = self.model.instances(image)
             for index, each in zip(batch["index"].tolist(), found, strict=True):
                 yield names[index], each.to("cpu")
@@ -95,7 +96,7 @@ class Predictor:
         windows: Windows | None = None,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Each image's name and probabilities (classes, h, w), of its part in `windows` if given, in their order."""
-        for batch in plain_loader(cache, names, batch_size, num_workers, windows):
+        for batch in plain_loader(cache, names, batch_size, num_workers, windows, self.device):
             for index, maps in zip(batch["index"].tolist(), self(batch["image"], batch["person"]), strict=True):
                 yield names[index], maps
 
@@ -149,42 +150,30 @@ def predict_masks(
     names: list[str],
     threshold: float,
     device: torch.device | str = "cpu",
-    upsample: str = "probabilities",
-    windows: Windows | None = None,
 ) -> Iterator[tuple[str, Masks]]:
-    """Each image's name and full-size masks from one network, the way its validation made them.
-
-    windows: of a model that refines some classes of another, which gives the masks of these only.
-    """
+    """Each image's name and full-size masks from one network, in float32, image by image."""
     model.to(device).eval()
-    for batch in plain_loader(cache, names, batch_size=1, windows=windows):
+    for batch in plain_loader(cache, names, batch_size=1):
         with torch.inference_mode():
             batch = {key: tensor.to(device) for key, tensor in batch.items()}
             logits = model(network_input(batch, model.mean, model.std, model.takes_person))
-        scores, limit = upsampling.to_scores(logits, threshold, upsample)
         name = names[batch["index"].item()]
-        size = cache.read(name).size
-        if windows is None:
-            yield name, upsampling.upsample_masks(scores[0], size, limit)
-        else:
-            yield name, windows.masks(name, scores[0], size, limit)
+        yield name, upsampling.upsample_masks(logits[0].sigmoid().cpu(), cache.read(name).size, threshold)
 
 
 def worst_images(
-    model: PaddedModel,
-    cache: Cache,
+    predict: Callable[[Sequence[str]], Iterator[tuple[str, Masks]]],
+    data: FoldData,
     val_dice: pd.DataFrame,
-    threshold: float,
     number: int,
-    upsample: str = "probabilities",
-    windows: Windows | None = None,
 ) -> Iterator[Example]:
-    """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at."""
+    """The `number` images with the lowest mean Dice in `val_dice` (images × classes), predicted again to look at.
+
+    predict: of the finished training, see `training.settings.Trained`.
+    """
     worst = val_dice.mean(axis=1).sort_values().index[:number].tolist()
-    for name, masks in predict_masks(model, cache, worst, threshold, upsample=upsample, windows=windows):
-        entry = cache.read(name)
-        truth = entry.truth if windows is None else entry.truth.select(windows.numbers)
-        yield Example(name, entry.image, truth, masks)
+    for name, masks in predict(worst):
+        yield Example(name, data.cache.read(name).image, data.truth(name), masks)
 
 
 def _names_digest(cache: Cache, names: list[str]) -> str:

@@ -52,8 +52,5 @@ def _distances(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> tuple[flo
     if not len(a) or not len(b):
         return (float(np.hypot(*size)) if len(a) or len(b) else 0.0,) * 2
     # nearest neighbours of outline pixels: the cost grows with the outlines, not with the distance between the masks
-    # From 1 on: SciPy steps from a coordinate of 0 to the next larger number, which is denormal. Where those count as
-    # zero (`utils.device.tune_process`), it never gets on, and the process dies of a full stack.
-    a, b = a + 1, b + 1
     ways = [KDTree(other).query(one)[0] for one, other in ((a, b), (b, a))]
     return max(np.percentile(way, 95) for way in ways), np.concatenate(ways).mean()

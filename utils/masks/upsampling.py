@@ -8,7 +8,6 @@ down the column, each as `first·w0 + second·w1` by `addcmul`, which rounds onc
 once. Sizes are (height, width), corners (top, left), boxes (top, left, bottom, right), the last two exclusive.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -32,17 +31,6 @@ class Axis(NamedTuple):
     second: np.ndarray
     first_weight: np.ndarray  # float32
     second_weight: np.ndarray
-
-
-def to_scores(logits: torch.Tensor, threshold: float, upsample: str) -> tuple[np.ndarray, float]:
-    """The scores that are upsampled, float32 on the CPU, and the limit above which a pixel is in the mask.
-
-    These are the probabilities and `threshold` (0 to 1) or, if `upsample` is "logits" as in the official baseline, the
-    logits and the logit of the threshold. The shape is that of `logits`.
-    """
-    if upsample == "logits":
-        return logits.float().cpu().numpy(), math.log(threshold / (1 - threshold))
-    return logits.float().sigmoid().cpu().numpy(), threshold
 
 
 def upsample_masks(

@@ -49,8 +49,9 @@ class Config:
     `plugins` named it.
     precision: what it was validated in, see `utils.device`. flip: whether images may be mirrored; flip_order: the class
     each class becomes then, [] for itself. thresholds: one per class. fold: the one held out, -1 for none. people: a
-    hash for each person it was trained on, those of the checkpoint it started from included. score: full-size mean Dice
-    on the held-out fold, of a model that refines another that of its classes; None without one.
+    hash for each person it was trained on, those of the checkpoint it started from included. metric: what chose the
+    best epoch. score: full-size mean Dice on the held-out fold, of a model that refines another that of its classes;
+    None without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -74,6 +75,7 @@ class Config:
     fold: int = -1
     people: list[str] = field(default_factory=list)
     epoch: int = 0
+    metric: str = "dice"
     score: float | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 

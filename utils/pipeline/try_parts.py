@@ -33,8 +33,9 @@ from utils.params import pick
 from utils.pipeline.leftovers import end_with_run
 from utils.pipeline.steps import Step
 from utils.registry import load_plugins
-from utils.training.module import Settings, batch_loss
+from utils.training.losses import batch_loss
 from utils.training.parts import Parts
+from utils.training.settings import Settings
 from utils.training.train_yolo import YoloSettings, check_yolo_options
 
 SIDE = 128
@@ -120,7 +121,7 @@ def try_training(where: str, p: dict[str, Any], classes: list[str], images: int,
     with noted(problems, where):
         optimizer = parts.optimizer(network)
         if settings:
-            parts.schedule(optimizer, settings.steps(SimpleNamespace(samples=lambda: images)))
+            parts.schedule(optimizer, settings.steps(range(images)))
     if criterion is not None and optimizer is not None:
         with noted(problems, where):
             _one_step(network, criterion, optimizer, min(p.get("batch_size", 1), 2), min(SIDE, size), len(classes))

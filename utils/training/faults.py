@@ -1,21 +1,99 @@
 """What a training does when something fails: a loss that is not finite, too little memory, a dead loader worker."""
 
+import functools
 import gc
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from utils.data.loader import dense_labels, stack
-from utils.device import Precision, candidates
-from utils.files import replacing
+from utils.device import Precision, candidates, choose_device
+from utils.files import replacing, shown
 from utils.models.base import Loss, PaddedModel
-from utils.training.module import Settings, batch_loss
+from utils.training.losses import NonFiniteLossError, TrainingError, batch_loss
+from utils.training.resume import RESUME, RETRY_LR, ResumableModule
+from utils.training.settings import Settings, build_trainer
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED")
 """Parts of the messages with which torch says so."""
+
+
+def explained(fit: Callable) -> Callable:
+    """Decorate `fit`: where memory does not suffice or a loader's process has died, its error says what to do.
+
+    Around it and not inside, because an error holds what the failed step had allocated as long as it is handled.
+    """
+
+    @functools.wraps(fit)
+    def explaining(model, loss, augmentation, optimizer, schedule, data, settings, folder, **options) -> Any:
+        try:
+            return fit(model, loss, augmentation, optimizer, schedule, data, settings, folder, **options)
+        except Exception as error:
+            if dead_worker(error):
+                raise TrainingError(worker_advice(error, settings.num_workers)) from error
+            if not out_of_memory(error):
+                raise
+            message = str(error).strip().splitlines()[0][:200]
+        free_memory()
+        network = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
+        device, classes = choose_device(settings.device), len(data.cache.classes)
+        raise TrainingError(memory_advice(network, loss, settings, classes, data.side, device, message))
+
+    return explaining
+
+
+def train_to_the_end(
+    module: ResumableModule,
+    train: DataLoader,
+    validation: DataLoader | None,
+    callbacks: Sequence[L.Callback],
+    done: int | None,
+) -> None:
+    """Train by Lightning, after the `done` epochs in the resume file if not None.
+
+    A loss that is not finite is retried once, from the last good epoch on, then raised as TrainingError.
+    """
+    modes = {each: each.training for each in module.modules()}
+    while True:
+        train.sampler.set_epoch(done or 0)  # workers draw the first epoch's order before Lightning says which it is
+        checkpoint = None if done is None else module.folder / RESUME
+        try:
+            with warnings.catch_warnings():
+                ignored = ".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
+                warnings.filterwarnings("ignore", message=ignored)
+                trainer = build_trainer(module.settings, module.folder, callbacks)
+                trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
+            return
+        except NonFiniteLossError as error:
+            _save_and_explain(module, train, error)
+        finally:
+            torch.set_flush_denormal(False)
+        module.retries += 1
+        done = len(module.history)
+        for each, training in modes.items():
+            each.training = training
+        print(f"going back to the end of epoch {done}, and on at {RETRY_LR:g} of the learning rate")
+
+
+def _save_and_explain(module: ResumableModule, train: DataLoader, error: NonFiniteLossError) -> None:
+    """Save the batch whose loss was not finite; raise TrainingError if that was not the first one."""
+    batch = module.folder / f"nonfinite-epoch{error.epoch + 1}-batch{error.step + 1}.npz"
+    save_batch(batch, train, error.epoch, error.step, error.loss)
+    what = f"{error} (saved in {shown(batch)})"
+    if module.retries or not module.settings.resumable:
+        tried = f", also at {RETRY_LR:g} of the learning rate" if module.retries else ""
+        raise TrainingError(
+            f"{what}{tried}: try a smaller lr, gradient_clip=1 or precision='32-true', and look at that batch. The "
+            "epochs before are kept"
+        ) from error
+    print(what)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -79,7 +157,7 @@ def step_fits(
     try:
         rest = torch.empty(held, dtype=torch.uint8, device=device)
         model.to(device).train()
-        with precision.autocast(device):
+        with precision.computing(device):
             value = batch_loss(model, loss, move_data_to_device(batch, device), precision)
         value.backward()
         return len(rest) == held
@@ -108,7 +186,7 @@ def save_batch(path: Path, loader: DataLoader, epoch: int, step: int, loss: floa
     keys = list(loader.sampler)[first : first + loader.batch_size]
     batch = stack([loader.dataset[key] for key in keys])
     arrays = {"image": batch["image"].numpy(), "label": dense_labels(batch).mul(255).round().byte().numpy()}
-    arrays["image_name"] = np.array([loader.dataset.names[index] for _, index in keys])
+    arrays["image_name"] = np.array([loader.dataset.name_of(key) for key in keys])
     with replacing(path) as temporary:
         np.savez_compressed(temporary, epoch=epoch + 1, batch=step + 1, loss=loss, **arrays)
 

@@ -1,60 +1,42 @@
-"""Train one fold model: Lightning runs the loop; every epoch is validated at full size and can be resumed exactly."""
+"""Train one fold model: `fit` builds what a training needs; `TrainingModule` is its epochs, validation and saving."""
 
-import copy
 import math
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
+import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import Sampler
 
 from utils.data.augment import Augmenter, as_augmenter
-from utils.data.cache import Cache
 from utils.data.fold_data import FoldData
-from utils.data.loader import plain_loader, training_loader
-from utils.device import choose_device, usable
-from utils.files import delete_temporary, resolve, restore_folder, shown
-from utils.models.additions import WithMetadata
-from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
-from utils.models.checkpoint import Config, check_unseen, describe_network, hash_people, load_weights, read_config
-from utils.training import faults
-from utils.training.module import RETRY_LR, NonFiniteLossError, Settings, TrainingError, TrainingModule
-from utils.training.precision import choose_precision
-from utils.training.resume import (
-    RESUME,
-    NoSourceError,
-    finished,
-    mark_finished,
-    resume_key,
-    saved_epochs,
-    set_aside,
-)
-from utils.training.trainer import build_trainer
+from utils.data.loader import network_input, plain_loader, training_loader
+from utils.device import Precision, choose_device, denormals_as_zero
+from utils.files import delete_temporary, restore_folder, shown, write_table
+from utils.masks import upsampling
+from utils.masks.dice import dice_of_masks, dice_table, mean_dice
+from utils.masks.masks import Masks
+from utils.models.base import Loss, PaddedModel
+from utils.models.checkpoint import Config, load_weights, save_checkpoint
+from utils.training.faults import explained, train_to_the_end
+from utils.training.key import describe_parts, refuse_used_parts, training_key
+from utils.training.losses import batch_loss
+from utils.training.optimizers import exponential_average, plain_mean
+from utils.training.resume import RESUME, ResumableModule, finished, mark_finished, saved_epochs, set_aside
+from utils.training.settings import Metric, Settings, Trained, print_epoch
+from utils.training.start import build_config, check_parts, load_start, settle_precision
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished training. score: full-size validation Dice of the best epoch, NaN without validation images.
-
-    model: the network with the weights of that epoch, on the CPU. history: one row per epoch. val_dice: images ×
-    classes of the best epoch. checkpoint: its folder.
-    """
-
-    score: float
-    model: PaddedModel
-    history: pd.DataFrame
-    val_dice: pd.DataFrame
-    checkpoint: Path
-    minutes: float
-
-
+@explained
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -64,6 +46,11 @@ def fit(
     data: FoldData,
     settings: Settings,
     folder: str | Path,
+    *,
+    module: "type[TrainingModule] | None" = None,
+    metric: Metric = dice_of_masks,
+    callbacks: Sequence[L.Callback] = (),
+    sampler: Sampler | None = None,
 ) -> Trained:
     """Train a network on `data.train`, validate it on `data.validation`, and write everything below `folder`.
 
@@ -71,8 +58,8 @@ def fit(
     (TensorBoard) and, while it runs, resume.ckpt: started again with the same parts, settings and data, training goes
     on after the last finished epoch with the same numbers as an uninterrupted one (bit for bit on a CPU with a fixed
     number of threads). A finished training that is found again is taken up at once. With anything changed, the results
-    that are there move to previous/<folder>-<number> beside the folder, and training starts anew; so it does where the
-    source of a part can't be read.
+    that are there move to previous/<folder>-<number> beside the folder, and training starts anew; so it does where a
+    part of one's own has no `version`, see `training.key`.
 
     If a loss is not finite, its batch is saved as nonfinite-….npz, and training goes back to the last good epoch, once,
     and on at a tenth of the learning rate; the history's column `retries` says from which epoch on.
@@ -84,212 +71,223 @@ def fit(
         augmentation: from `build_augmentation`, or any albumentations.Compose that keeps the image's size and uint8.
         optimizer: any torch optimiser over parameters of `model`.
         schedule: any torch scheduler over `optimizer`, or None. It steps once per optimiser step; ReduceLROnPlateau
-            gets each validation Dice, so it needs mode="max".
-        data: the images of this fold, from `Run.fold_data`; its `sampler` may be any torch sampler over them.
+            gets the metric of each validation, so it needs mode="max".
+        data: the images of this fold, from `Run.fold_data`.
         settings: everything else, see `Settings`.
         folder: where results go; made if missing.
+        module: a subclass of TrainingModule with methods of your own; None is TrainingModule itself.
+        metric: chooses the best epoch, by its mean over the validation images. The config of the checkpoints names it,
+            the history has it as val_<name>. Dice is always computed, too.
+        callbacks: of Lightning. What is logged for them: val_dice and val_<metric>, then loss and lr.
+        sampler: any torch sampler over the rows of `data.train`; None takes each image once per epoch.
 
     Returns:
         The finished training, with the best epoch's network.
 
     Raises:
-        TypeError, ValueError: parts that do not fit together.
+        TypeError, ValueError: parts that do not fit together, or that have been trained before.
         ModelError: an init_checkpoint that does not fit or knows people of the validation images.
-        TrainingError: a loss that is not finite, after the retry too; logits of another shape than the labels; a
-            process that prepares batches has died; memory does not suffice, with what fits.
+        TrainingError: a loss that is not finite, after the retry too, or a metric; logits of another shape than the
+            labels; a process that prepares batches has died; memory does not suffice, with what fits.
         DiskFullError: a file does not fit on the disk.
         RuntimeError: a device that is not there.
     """
-    device, folder = choose_device(settings.device), Path(folder)
-    model = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
-    _check_parts(model, loss, optimizer, schedule)
-    model.window = data.crop
-    try:
-        return _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder, device)
-    except Exception as error:
-        if faults.dead_worker(error):
-            raise TrainingError(faults.worker_advice(error, settings.num_workers)) from error
-        if not faults.out_of_memory(error):
-            raise
-        found = str(error).strip().splitlines()[0][:200]
-    faults.free_memory()  # here, because the error held what the failed step had allocated
-    raise TrainingError(faults.memory_advice(model, loss, settings, len(data.cache.classes), data.side, device, found))
-
-
-def _fit(model, loss, augmentation, optimizer, schedule, data, settings, folder: Path, device: torch.device) -> Trained:
-    """`fit`, without what it says when memory does not suffice."""
-    started = time.monotonic()
+    started, device, folder = time.monotonic(), choose_device(settings.device), Path(folder)
+    network = model if isinstance(model, PaddedModel) else PaddedModel(model, 32)
+    network.window, module = data.crop, module or TrainingModule
+    check_parts(network, loss, optimizer, schedule, data, sampler)
+    parts = {"network": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
+    parts |= {"module": module, "metric": metric, "callbacks": list(callbacks), "sampler": sampler}
+    described = describe_parts(parts)
     folder.mkdir(parents=True, exist_ok=True)
     delete_temporary(folder)
     for name in ("best", "last"):
         restore_folder(folder / name)
-    people = set(hash_people(data.train["ID"])) | set(data.known)
-    if settings.init_checkpoint:
-        people |= start_from(model, data, settings.init_checkpoint)
-    elif settings.start_from_prior:
-        start_from_prior(model, class_shares(data.cache, data.train["image_name"]))
-    if model.takes_person and not settings.init_checkpoint:
-        known = np.stack([data.cache.people[name] for name in data.train["image_name"]])
-        next(part for part in model.modules() if isinstance(part, WithMetadata)).standardise_by(known)
+
+    people = load_start(network, settings, data)
     augmenter = as_augmenter(augmentation)
-    if settings.precision == "auto":
-        untouched = replace(data, sampler=copy.deepcopy(data.sampler))
-        sample = training_loader(untouched, augmenter, settings.batch_size, settings.seed)
-        shape, file = (settings.batch_size, data.side), settings.precision_file or folder / "precision.json"
-        precision = choose_precision(model, loss, lambda: next(iter(sample)), shape, device, Path(file))
-        settings = replace(settings, precision=precision.name)
-    elif (possible := usable(settings.precision, device).name) != settings.precision:
-        print(f"precision {possible}, because this {device.type} computes no {settings.precision}")
-        settings = replace(settings, precision=possible)
-    config = Config(
-        precision=settings.precision,
-        classes=data.cache.classes,
-        image_size=data.cache.grid[0],
-        window=data.crop,
-        wrist_of=data.refines,
-        refines=list(data.region) if data.refines else [],
-        fold=data.fold,
-        flip=data.flip.allowed,
-        flip_order=list(data.flip.order),
-        people=sorted(people),
-        **describe_network(model),
-    )
-    key = _key(model, loss, augmentation, optimizer, schedule, data, settings)
-    if found := finished(folder, key):
+    settings = settle_precision(network, loss, augmenter, settings, data, device, folder)
+    config = build_config(network, metric, settings, data, people)
+    training = module(network, loss, optimizer, schedule, data, settings, folder, config, metric)
+    training.key = training_key(described, settings, data, network.takes_person)
+    if ended := finished(folder, training.key):
         print(f"{shown(folder)} holds this training, finished: nothing is trained again")
-        return _trained(folder, model, found["score"], found["minutes"])
-    done = saved_epochs(folder / RESUME, key)
-    if done is None and settings.resumable:
-        set_aside(folder)
-    if settings.gradient_clip or isinstance(optimizer, torch.optim.SGD):
-        # Lightning must scale float16 gradients back before they are clipped; and when the first step overflows, which
-        # is usual, torch's fused SGD goes on with momentum that it never wrote
-        optimizer._step_supports_amp_scaling = False
-    module = TrainingModule(model, loss, optimizer, schedule, data, settings, folder, config, key)
-    modes = {each: each.training for each in module.modules()}
-    while not _run(module, augmenter, done):
-        done = len(module.history)
-        for each, training in modes.items():
-            each.training = training
-    module.save("last", module.best if module.names else None, len(module.history))
-    if not module.names:
-        module.save("best", None, len(module.history))
-    score, minutes = module.best if module.names else float("nan"), (time.monotonic() - started) / 60
+        return training.trained(ended["score"], ended["minutes"])
+    done = saved_epochs(folder / RESUME, training.key)
+    if done is None:
+        refuse_used_parts(parts)
+        if settings.resumable:
+            set_aside(folder)
+
+    size, workers = settings.batch_size, settings.num_workers
+    train = training_loader(data, augmenter, size, settings.seed, workers, sampler, device)
+    validation = plain_loader(data.cache, training.names, size, workers, data.windows, device)
+    train_to_the_end(training, train, validation if training.names else None, callbacks, done)
+    score = training.best["dice"] if training.names else math.nan
+    training.save("last", training.history[-1]["val_dice"])
+    if not training.names:
+        training.save("best", math.nan)
+    minutes = (time.monotonic() - started) / 60
     if settings.resumable:
-        mark_finished(folder, key, score, minutes)
+        mark_finished(folder, training.key, score, minutes)
     (folder / RESUME).unlink(missing_ok=True)
-    return _trained(folder, model, score, minutes)
+    return training.trained(score, minutes)
 
 
-def _run(module: TrainingModule, augmenter: Augmenter, done: int | None) -> bool:
-    """Train to the end, after the `done` epochs in the resume file if not None: True, or False if it has to be retried.
+class TrainingModule(ResumableModule):
+    """A network with its loss, its averaged weights and its full-size validation; arguments as of `fit`.
 
-    A loss that is not finite is retried once, then raised as TrainingError.
+    A subclass may override `training_step`, `scores` or `masks`, and every hook of Lightning. config: what its
+    checkpoints say.
     """
-    data, settings, folder = module.data, module.settings, module.folder
-    loader = training_loader(data, augmenter, settings.batch_size, settings.seed, settings.num_workers)
-    loader.sampler.set_epoch(done or 0)  # workers draw the first epoch's order before Lightning says which it is
-    validation = plain_loader(data.cache, module.names, settings.batch_size, settings.num_workers, data.windows)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*does not have many workers.*|.*smaller than the logging interval.*|.*treespec.*"
+
+    def __init__(
+        self,
+        model: PaddedModel,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler | ReduceLROnPlateau | None,
+        data: FoldData,
+        settings: Settings,
+        folder: Path,
+        config: Config,
+        metric: Metric,
+    ):
+        super().__init__(optimizer, schedule, settings, folder, f"val_{config.metric}")
+        self.computes = Precision(settings.precision)
+        self.model, self.loss, self.data, self.metric = self.computes.prepare(model), loss, data, metric
+        self.config, self.names = config, data.validation["image_name"].tolist()
+        self.average = exponential_average(model, settings.ema_decay) if settings.ema_decay else None
+        self.swa = plain_mean(model) if settings.swa_epochs else None
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's clock, losses and scores; the last epoch is validated whatever `validate_every` says."""
+        self.started, self.losses, self.dice, self.values = time.monotonic(), [], {}, {}
+        if self.current_epoch + 1 == self.settings.epochs:
+            self.trainer.check_val_every_n_epoch = 1
+
+    def on_train_batch_start(self, batch: object, index: int) -> None:
+        """Until the end of the step, denormal numbers are zero; see `utils.device`."""
+        torch.set_flush_denormal(True)
+
+    def training_step(self, batch: dict[str, Any], index: int) -> torch.Tensor:
+        """The loss of one batch of `training_loader`; what torch draws in it derives from (seed, epoch, batch)."""
+        draw = np.random.SeedSequence((self.settings.seed, self.current_epoch, index))
+        torch.manual_seed(int(draw.generate_state(1)[0]))  # of dropout
+        loss = batch_loss(self.model, self.loss, batch, self.computes)
+        self.losses.append(loss.detach())
+        if index % 50 == 49:
+            self.mean_loss()  # not every step: reading a value makes a GPU wait
+        return loss
+
+    def on_train_batch_end(self, outputs: object, batch: object, index: int) -> None:
+        """Average the weights after each optimiser step, and at the end of each of the last epochs."""
+        if self.average is not None and self.global_step > self.average.updates:
+            self.average.update(self.model)
+        last = self.current_epoch >= self.settings.epochs - self.settings.swa_epochs
+        if self.swa is not None and last and index + 1 == self.trainer.num_training_batches:
+            self.swa.update(self.model)
+        torch.set_flush_denormal(False)
+
+    def validated_model(self) -> PaddedModel:
+        """The network that is validated and saved: the averaged one where there is one."""
+        if self.swa is not None and self.swa.updates:
+            return self.swa.module
+        return self.average.module if self.average is not None else self.model
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop here if the loss is not finite: what follows would be worth nothing."""
+        self.mean_loss()
+        self.validated_model().eval()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Dice and metric of each image at full size."""
+        for name, masks in self.full_size(self.validated_model(), batch, self.names):
+            truth = self.data.truth(name)
+            self.dice[name] = dice_of_masks(masks, truth)
+            self.values[name] = float(np.mean(self.metric(masks, truth)))
+
+    def full_size(
+        self, model: nn.Module, batch: dict[str, torch.Tensor], names: Sequence[str]
+    ) -> Iterator[tuple[str, Masks]]:
+        """Name and full-size masks of each image of a batch of `plain_loader`, which has them from `names`."""
+        with denormals_as_zero():
+            model_input = network_input(
+                batch, self.model.mean, self.model.std, self.model.takes_person, self.computes.layout
             )
-            build_trainer(settings, folder).fit(
-                module,
-                loader,
-                validation if module.names else None,
-                ckpt_path=None if done is None else folder / RESUME,
-                weights_only=True,
-            )
-        return True
-    except NonFiniteLossError as error:
-        batch = folder / f"nonfinite-epoch{error.epoch + 1}-batch{error.step + 1}.npz"
-        faults.save_batch(batch, loader, error.epoch, error.step, error.loss)
-        what = f"{error} (saved in {shown(batch)})"
-        if module.retries or not settings.resumable:
-            tried = f", also at {RETRY_LR:g} of the learning rate" if module.retries else ""
-            raise TrainingError(
-                f"{what}{tried}: try a smaller lr, gradient_clip=1 or precision='32-true', and look at that batch. The "
-                "epochs before are kept"
-            ) from error
-    module.retries += 1
-    print(f"{what}: going back to the end of epoch {len(module.history)}, and on at {RETRY_LR:g} of the learning rate")
-    return False
+            scores, limit = self.scores(model(model_input).float())
+        for maps, number in zip(scores.cpu().numpy(), batch["index"].tolist(), strict=True):
+            yield names[number], self.masks(names[number], maps, limit)
 
+    def scores(self, logits: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """What of the logits, (N, classes, h, w), is upsampled to full size, and above which limit a pixel is mask."""
+        return logits.sigmoid(), self.settings.threshold
 
-def _trained(folder: Path, model: PaddedModel, score: float, minutes: float) -> Trained:
-    """What a finished training left in its folder."""
-    load_weights(model.cpu(), folder / "best")
-    model._compiled_call_impl = None  # whoever uses it next does so on the CPU
-    classes = read_config(folder / "best").classes
-    validated = not math.isnan(score)
-    return Trained(
-        score=score,
-        model=model.eval(),
-        history=pd.read_csv(folder / "history.csv", float_precision="round_trip"),
-        val_dice=pd.read_csv(folder / "val_dice.csv", index_col=0) if validated else pd.DataFrame(columns=classes),
-        checkpoint=folder / "best",
-        minutes=minutes,
-    )
+    def masks(self, name: str, scores: np.ndarray, limit: float) -> Masks:
+        """The full-size masks of the judged classes from an image's scores, float32 (classes, h, w)."""
+        size = self.data.cache.read(name).size
+        if self.data.windows is not None:
+            return self.data.windows.masks(name, scores, size, limit)
+        return upsampling.upsample_masks(scores, size, limit)
 
+    def on_validation_epoch_end(self) -> None:
+        """Tell callbacks and loggers what the epoch is worth."""
+        self.log("val_dice", mean_dice(dice_table(self.dice, self.data.judged)))
+        if self.column != "val_dice":
+            self.log(self.column, float(np.mean(list(self.values.values()))))
 
-def class_shares(cache: Cache, names: pd.Series) -> torch.Tensor:
-    """Mean share of the image's pixels that each class covers, float32 (classes,)."""
-    shares = [[patch.sum() / 255 for patch, _ in cache.read(name).label.patches()] for name in names]
-    return torch.tensor(np.mean(shares, axis=0) / math.prod(cache.grid), dtype=torch.float32)
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch to the history; save the state, and the network where it is the best so far."""
+        row = {
+            "epoch": self.current_epoch + 1,
+            "of": self.settings.epochs,
+            "loss": self.mean_loss(),
+            "val_dice": mean_dice(dice_table(self.dice, self.data.judged)),
+            "lr": self.rate(),
+            "seconds": time.monotonic() - self.started,
+            "retries": self.retries,
+        }
+        if self.column != "val_dice":
+            row[self.column] = float(np.mean(list(self.values.values()))) if self.values else math.nan
+        self.log_dict({"loss": row["loss"], "lr": row["lr"]})
+        images = {name: dice.tolist() for name, dice in self.dice.items()}
+        if self.keep(row, images):
+            self.save_best()
+        (self.settings.on_epoch or print_epoch)(self.history)
 
+    def save_best(self) -> None:
+        """Write the validated network as the best one, and its Dice of each image and class."""
+        self.save("best", self.best["dice"])
+        write_table(self.folder / "val_dice.csv", dice_table(self.best["images"], self.data.judged))
 
-def start_from(model: PaddedModel, data: FoldData, init_checkpoint: str) -> set[str]:
-    """Load an earlier fold model's weights to fine-tune from; the hashes of the people it was trained on.
+    def save(self, name: str, score: float) -> None:
+        """Write the validated network as the checkpoint folder `name`. score: its validation Dice, NaN for none."""
+        thresholds = [self.settings.threshold] * len(self.config.classes)
+        score = score if math.isfinite(score) else None
+        config = replace(self.config, thresholds=thresholds, epoch=len(self.history), score=score)
+        save_checkpoint(self.folder / name, self.validated_model(), config)
 
-    `{fold}` in the path stands for this fold. Raises ModelError where the network is another one, or where the earlier
-    one was trained on a person of the validation images: their score would be worth nothing.
-    """
-    folder = resolve(init_checkpoint.replace("{fold}", str(data.fold)))
-    earlier = read_config(folder)
-    wanted = describe_network(model) | {"classes": data.cache.classes}
-    for name in ("architecture", "encoder", "options", "classes"):
-        if getattr(earlier, name) != wanted[name]:
-            raise ModelError(
-                f"init_checkpoint {shown(folder)} has {name} {getattr(earlier, name)!r}, this training "
-                f"{wanted[name]!r}: they must be the same"
-            )
-    advice = "Start from a fold model of the same fold; {fold} in the path stands for it"
-    check_unseen(earlier, data.validation["ID"], f"init_checkpoint {shown(folder)}", advice)
-    load_weights(model, folder)
-    model.mean, model.std = earlier.mean, earlier.std
-    return set(earlier.people)
+    @torch.inference_mode()
+    def predict(self, names: Sequence[str]) -> Iterator[tuple[str, Masks]]:
+        """Name and full-size masks of each image of the cache, by the network as it is, made as validation does."""
+        device, size = choose_device(self.settings.device), self.settings.batch_size
+        model = self.model.to(device).eval()
+        for batch in plain_loader(self.data.cache, names, size, 0, self.data.windows, device):
+            with self.computes.computing(device):
+                yield from self.full_size(model, move_data_to_device(batch, device), names)
+        model.cpu()
 
-
-def _check_parts(model: PaddedModel, loss: Callable, optimizer: object, schedule: object) -> None:
-    """Refuse parts that do not fit together, before any data is read."""
-    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
-        raise TypeError(f"expected a torch optimiser and a callable loss, found {optimizer!r} and {loss!r}")
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("the optimiser holds no parameter of this model; build it from model.parameters() again")
-    if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
-        raise ValueError("the schedule steps another optimiser; build it again for this one")
-    if isinstance(schedule, ReduceLROnPlateau) and schedule.mode != "max":
-        raise ValueError('ReduceLROnPlateau gets the validation Dice, which should grow: give it mode="max"')
-
-
-def _key(model, loss, augmentation, optimizer, schedule, data: FoldData, settings: Settings) -> str:
-    """The key of the resume file; "", with a line why, where the source of a part can't be read."""
-    names = [*data.train["image_name"], *data.validation["image_name"]]
-    parts = {"model": model, "loss": loss, "augmentation": augmentation, "optimizer": optimizer, "schedule": schedule}
-    parts |= {"settings": settings.shaping(), "flip": data.flip.order, "sampler": data.sampler, "fold": data.fold}
-    parts |= {"crops": [data.crop, data.region_crops, data.region]}
-    if data.windows is not None:
-        parts |= {"refines": data.refines, "windows": dict(data.windows.corners)}
-    parts |= {"images": [data.cache.signature(name) for name in names], "validation": len(data.validation)}
-    if model.takes_person:
-        parts["people"] = [data.cache.people[name].tolist() for name in names]
-    if settings.init_checkpoint:
-        parts["start"] = dict(model.state_dict())
-    try:
-        return resume_key(**parts)
-    except NoSourceError as error:
-        print(f"an interrupted training can't be resumed, because the source of a part can't be read: {error}")
-        return ""
+    def trained(self, score: float, minutes: float) -> Trained:
+        """What the finished training left in its folder. score: Dice of the best epoch."""
+        load_weights(self.model.cpu(), self.folder / "best")
+        self.model._compiled_call_impl = None  # whoever uses it next does so on the CPU
+        none = pd.DataFrame(columns=self.data.judged)
+        return Trained(
+            score=score,
+            model=self.model.eval(),
+            history=pd.read_csv(self.folder / "history.csv", float_precision="round_trip"),
+            val_dice=none if math.isnan(score) else pd.read_csv(self.folder / "val_dice.csv", index_col=0),
+            checkpoint=self.folder / "best",
+            minutes=minutes,
+            predict=self.predict,
+        )

@@ -1,4 +1,4 @@
-"""Losses by name for overlapping classes, on logits and soft labels: one, or a sum such as "0.7*bce + 0.3*dice"."""
+"""Losses by name for overlapping classes, on logits and soft labels, or sums of them; and the loss of a batch."""
 
 import inspect
 from typing import Any
@@ -7,7 +7,10 @@ import torch
 from segmentation_models_pytorch.losses import FocalLoss, LovaszLoss, TverskyLoss
 from torch import nn
 
+from utils.data.loader import dense_labels, network_input
+from utils.device import Precision
 from utils.files import Problems
+from utils.models.base import Loss, PaddedModel
 from utils.registry import build_part, register_loss
 
 BLOCK = {"cpu": 2**18, "cuda": 2**24}
@@ -170,3 +173,31 @@ def _positive(weight: str, text: str) -> float:
     except ValueError:
         pass
     raise Problems(f"loss {text!r} can't be read", [f"{weight!r} is no positive number; expected 0.7*bce + 0.3*dice"])
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says where it stopped and what to try."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss of a batch is NaN or infinite. loss: it. epoch, step: where, both from 0."""
+
+    def __init__(self, loss: float, epoch: int, step: int):
+        super().__init__(f"the loss became {loss} in epoch {epoch + 1}, batch {step + 1}")
+        self.loss, self.epoch, self.step = loss, epoch, step
+
+
+def batch_loss(model: PaddedModel, loss: Loss, batch: dict[str, Any], precision: Precision) -> torch.Tensor:
+    """The scalar loss of a batch of `training_loader` that is on the network's device.
+
+    Raises TrainingError for logits of another shape than the labels.
+    """
+
+    def checked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.shape != labels.shape:
+            shapes = f"logits {tuple(logits.shape)} for labels {tuple(labels.shape)}"
+            raise TrainingError(f"the network gave {shapes}; expected the same shape, (N, classes, H, W)")
+        return loss(logits if isinstance(loss, BceDice) else logits.float(), labels)  # BceDice computes in float32
+
+    image = network_input(batch, model.mean, model.std, model.takes_person, precision.layout)
+    return model.training_loss(image, dense_labels(batch, precision.layout), checked)

@@ -28,8 +28,8 @@ from utils.models.checkpoint import load_checkpoint, versions
 from utils.registry import find_part
 from utils.training.fit import fit
 from utils.training.losses import build_loss
-from utils.training.module import Settings
 from utils.training.optimizers import build_optimizer, build_schedule
+from utils.training.settings import Settings
 
 FAMILIES = (
     *("fully convolutional", "unpooling, dense blocks", "dilated", "U-Net and pyramids", "high resolution"),

@@ -1,5 +1,6 @@
-"""Optimisers and learning-rate schedules by name; a schedule steps once per optimiser step."""
+"""Optimisers and learning-rate schedules by name, and averages of the weights over a training."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 
@@ -75,3 +76,51 @@ def _after_warmup(
         return factor(min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0))
 
     return LambdaLR(optimizer, of_step)
+
+
+def exponential_average(model: nn.Module, decay: float) -> "WeightAverage":
+    """An average (EMA) that moves towards the network by 1 - min(decay, (1 + n) / (10 + n)) at its update n.
+
+    Lightning's EMAWeightAveraging has a fixed decay, and keeps its weights where exact resume does not find them.
+    """
+    return WeightAverage(model, lambda n: 1 - min(decay, (1 + n) / (10 + n)))
+
+
+def plain_mean(model: nn.Module) -> "WeightAverage":
+    """The mean (SWA) of the network's weights at each update."""
+    return WeightAverage(model, lambda n: 1 / (n + 1))
+
+
+class WeightAverage(nn.Module):
+    """A copy of a network, `module`, that moves towards it by `share(n)` of the way at update n; the first one copies.
+
+    updates: their number. It is no tensor, as in torch's AveragedModel: reading one makes a GPU wait at every step.
+    """
+
+    def __init__(self, model: nn.Module, share: Callable[[int], float]):
+        super().__init__()
+        self.module, self.share, self.updates = copy.deepcopy(model).requires_grad_(False), share, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move parameters and buffers; batch norm's counters are copied."""
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        moved = [(mine, its) for mine, its in pairs if self.updates and mine.is_floating_point()]
+        copied = [(mine, its) for mine, its in pairs if not (self.updates and mine.is_floating_point())]
+        if moved:
+            torch._foreach_lerp_(*map(list, zip(*moved, strict=True)), self.share(self.updates))
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+        self.updates += 1
+
+    def get_extra_state(self) -> int:
+        """The number of updates, for `state_dict`."""
+        return self.updates
+
+    def set_extra_state(self, state: int) -> None:
+        """Take up the number of updates."""
+        self.updates = state
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,26 +1,20 @@
-"""What a training leaves for its next start: the resume file, the mark of a finished one, and the key of both, which
-tells everything that shapes a training, parts given as objects included."""
+"""What a training leaves for its next start: the resume file, its state, and the mark of a finished one."""
 
-import functools
-import hashlib
-import inspect
 import itertools
-import json
-import sys
-import sysconfig
-from collections.abc import Mapping
-from enum import Enum
+import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import lightning as L
 import numpy as np
+import pandas as pd
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from utils.files import ROOT, read_json, replacing, shown, write_json
+from utils.files import read_json, shown, write_json, write_table
 from utils.models.checkpoint import WEIGHTS
+from utils.training.losses import NonFiniteLossError, TrainingError
+from utils.training.settings import Settings
 
 RESUME, FINISHED = "resume.ckpt", "finished.json"
 RESULTS = (RESUME, FINISHED, "best", "last", "logs", "history.csv", "val_dice.csv", "metrics.json")
@@ -28,98 +22,123 @@ RESULTS += ("ultralytics", "export", "oof", "test", "oof_dice.csv", "scores.csv"
 PICTURES = ("curves.png", "classes.png", "worst*.png", "submission.*")
 """What a training, and the notebook around it, writes into its folder."""
 
-LIBRARIES = (str(ROOT / "utils"), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
-OWN_TO_TORCH = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+RETRY_LR = 0.1
+"""Factor on the learning rate from the retry after a loss that is not finite on."""
 
 
-class NoSourceError(Exception):
-    """The source of a part can't be read, so that a changed one could not be told from the same."""
+class ResumableModule(L.LightningModule):
+    """What lets a training go on exactly as if it had not been interrupted; `training.fit` has the training itself.
 
-
-def resume_key(**parts: Any) -> str:
-    """A digest of everything that shapes a training. Raises NoSourceError naming the part whose source is not known."""
-    described = {}
-    for name, part in parts.items():
-        try:
-            described[name] = describe(part)
-        except (OSError, TypeError) as error:
-            raise NoSourceError(f"{name}: {error}") from error
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def describe(value: Any, within: tuple[int, ...] = ()) -> Any:
-    """What an object is made from, as JSON values: its source, its settings, and those of all it refers to.
-
-    Libraries' and this repository's own classes and functions stand for themselves by name; a plugin's by the SHA-256
-    of its file; others, such as those of a notebook's cell, by their source and what it uses. Weights are left out.
-    Raises OSError or TypeError where there is no source.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if id(value) in within:
-        return "…"
-    inner = functools.partial(describe, within=(*within, id(value)))
-    if isinstance(value, Mapping):
-        return sorted(([str(key), inner(item)] for key, item in value.items()), key=lambda pair: pair[0])
-    if isinstance(value, list | tuple):
-        return [inner(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((inner(item) for item in value), key=json.dumps)
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
-    if isinstance(value, ModuleType):
-        return value.__name__
-    if isinstance(value, Path | Enum | torch.dtype | torch.device | np.dtype | np.generic):
-        return str(value)
-    if isinstance(value, functools.partial):
-        return [inner(value.func), inner(value.args), inner(value.keywords)]
-    if inspect.ismethod(value):
-        return [value.__name__, inner(value.__self__)]
-    if isinstance(value, type) or inspect.isroutine(value):
-        return _code(value, inner)
-    if isinstance(value, torch.optim.Optimizer):
-        groups = [[len(g["params"]), {k: v for k, v in g.items() if k != "params"}] for g in value.param_groups]
-        return [inner(type(value)), inner(groups), inner(getattr(value, "part", None))]
-    settings = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("__")}
-    if isinstance(value, nn.Module):
-        settings = {k: v for k, v in settings.items() if k not in OWN_TO_TORCH}
-        tensors = {**dict(value.named_parameters(recurse=False)), **dict(value.named_buffers(recurse=False))}
-        settings |= {"tensors": [[name, list(tensor.shape)] for name, tensor in tensors.items()]}
-        settings |= {"children": dict(value.named_children())}
-    return [inner(type(value)), inner(settings)]
-
-
-def _code(value: Any, inner: Any) -> Any:
-    """A class or a function: its name, and where it is somebody's own, its source with what it refers to."""
-    name = f"{value.__module__}.{getattr(value, '__qualname__', '')}"
-    module = sys.modules.get(value.__module__ or "builtins")
-    file = getattr(module, "__file__", None)
-    if digest := getattr(module, "SHA256", ""):  # a plugin
-        return [name, digest]
-    if value.__module__ != "__main__" and (file is None or file.startswith(LIBRARIES)):
-        return name
-    if isinstance(value, type):  # a class of a notebook has no source as a whole before Python 3.13, its functions have
-        own = {k: v for k, v in vars(value).items() if k not in ("__dict__", "__weakref__", "__doc__", "__module__")}
-        own = {k: getattr(v, "__func__", getattr(v, "fget", v)) for k, v in own.items()}
-        return [name, inner(own), inner(value.__bases__)]
-    if not hasattr(value, "__code__"):
-        return name
-    used = inspect.getclosurevars(value)
-    defaults = [value.__defaults__, value.__kwdefaults__]
-    return [inspect.getsource(value), inner(used.nonlocals), inner(used.globals), inner(defaults)]
-
-
-class ResumeFile(TorchCheckpointIO):
-    """Writes Lightning's checkpoint beside its final place and renames it: a kill meanwhile keeps the former one.
-
-    Lightning's own way makes the file in memory, then in the system's temporary folder, and copies it from there.
+    key: of the resume file. column: of the history, whose best value so far `best` tells of. retries: how often the
+    training went back to the last good epoch after a loss that is not finite; from then on, the learning rate is
+    RETRY_LR of the schedule's.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; DiskFullError says so where it does not fit."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler | ReduceLROnPlateau | None,
+        settings: Settings,
+        folder: Path,
+        column: str,
+    ):
+        super().__init__()
+        self.parts = {"optimizer": optimizer, "schedule": schedule}
+        self.settings, self.folder, self.column, self.key = settings, folder, column, ""
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.losses: list[torch.Tensor] = []
+        self.stopped, self.retries = False, 0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The given optimiser; its schedule steps with it. One that waits for a plateau steps in `keep`: Lightning
+        would step it after the resume file is written."""
+        optimizer, schedule = self.parts["optimizer"], self.parts["schedule"]
+        if schedule is None or isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any) -> None:
+        """A step of the optimiser, after a retry at a lower rate than the schedule's, which goes on undisturbed."""
+        groups = self.parts["optimizer"].param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * RETRY_LR**self.retries
+        super().optimizer_step(*arguments)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.parts["optimizer"].param_groups[0]["lr"] * RETRY_LR**self.retries
+
+    def mean_loss(self) -> float:
+        """The mean of the epoch's losses; NonFiniteLossError if one is not finite."""
+        losses = torch.stack(self.losses).double()
+        mean = losses.mean().item()
+        if not math.isfinite(mean):
+            step = int(losses.isfinite().logical_not().nonzero()[0])
+            raise NonFiniteLossError(losses[step].item(), self.current_epoch, step)
+        return mean
+
+    def on_fit_start(self) -> None:
+        """Write the best epoch again if it was the last one: a kill may have come between the resume file and it."""
+        if self.best and self.best["epoch"] == len(self.history):
+            self.save_best()
+
+    def on_train_start(self) -> None:
+        """Save the state before the first epoch too, to go back to; stop where a resumed training had stopped early."""
+        if not self.history:
+            self._save_resume_file()
+        self.trainer.should_stop = self.stopped
+
+    def keep(self, row: dict[str, Any], images: dict[str, list[float]]) -> bool:
+        """Add an epoch to the history, on disk too, and save the state; whether it is the best epoch so far.
+
+        images: the Dice of each class, by validation image; empty where the epoch was not validated.
+        """
+        value = row[self.column]
+        if images and not math.isfinite(value):
+            raise TrainingError(f"{self.column} became {value} in epoch {row['epoch']}: a metric must give numbers")
+        self.history.append(row)
+        if isinstance(self.parts["schedule"], ReduceLROnPlateau) and images:
+            self.parts["schedule"].step(value)
+        write_table(self.folder / "history.csv", pd.DataFrame(self.history), index=False)
+        improved = bool(images) and value > self.best.get("value", -math.inf)
+        if improved:
+            self.best = {"epoch": row["epoch"], "value": value, "dice": row["val_dice"], "images": images}
+        self.stopped = self.trainer.should_stop = self.trainer.should_stop or self._stops()
+        self._save_resume_file()
+        return improved
+
+    def save_best(self) -> None:
+        """Write the network as it is now as the best one."""
+        raise NotImplementedError
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What Lightning would forget."""
+        saved = {name: getattr(self, name) for name in ("key", "history", "best", "stopped", "retries")}
+        if isinstance(self.parts["schedule"], ReduceLROnPlateau):
+            saved["plateau"] = self.parts["schedule"].state_dict()
+        checkpoint["training"] = saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the history where it stopped."""
+        saved = checkpoint["training"]
+        self.history, self.best, self.stopped = saved["history"], saved["best"], saved["stopped"]
+        self.retries = max(self.retries, saved["retries"])
+        if "plateau" in saved:
+            self.parts["schedule"].load_state_dict(saved["plateau"])
+
+    def _save_resume_file(self) -> None:
+        if self.settings.resumable:
+            self.trainer.save_checkpoint(self.folder / RESUME)
+
+    def _stops(self) -> bool:
+        """Whether `early_stopping` epochs have passed without a better value."""
+        scored = {row["epoch"]: row[self.column] for row in self.history if math.isfinite(row[self.column])}
+        patience = self.settings.early_stopping
+        return bool(patience and scored) and max(scored) - max(scored, key=scored.get) >= patience
 
 
 def saved_epochs(path: Path, key: str) -> int | None:

@@ -28,7 +28,8 @@ from utils.files import (
 )
 from utils.models.yolo import WEIGHTS, device_name, import_ultralytics, open_yolo, without_bars
 from utils.registry import file_sha256
-from utils.training.resume import finished, mark_finished, resume_key, set_aside
+from utils.training.key import resume_key
+from utils.training.resume import finished, mark_finished, set_aside
 
 RESUME, RESUME_BEST, RESUME_KEY = "resume.pt", "resume-best.pt", "resume.json"
 RUN = "ultralytics"
