@@ -19,9 +19,10 @@ from utils.device import Precision, choose_device
 from utils.files import interactive, replacing
 from utils.masks.masks import Masks
 from utils.models.base import PaddedModel
+from utils.params import WITHOUT_EFFECT
 from utils.training.losses import TrainingError
 
-WITHOUT_EFFECT = ("num_workers", "device", "wandb_project", "resumable", "on_epoch", "precision_file")
+NOT_SHAPING = (*WITHOUT_EFFECT, "resumable", "on_epoch", "precision_file")
 """Settings that change nothing in the result."""
 
 Metric = Callable[[Masks, Masks], Any]
@@ -78,7 +79,7 @@ class Settings:
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the result, as JSON values."""
-        return {k: v for k, v in asdict(replace(self, on_epoch=None)).items() if k not in WITHOUT_EFFECT}
+        return {k: v for k, v in asdict(replace(self, on_epoch=None)).items() if k not in NOT_SHAPING}
 
 
 @dataclass(frozen=True)
