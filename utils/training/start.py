@@ -21,9 +21,9 @@ from utils.data.loader import training_loader
 from utils.device import Precision, candidates, usable
 from utils.files import read_json, resolve, shown, write_json
 from utils.masks.dice import dice_of_masks
+from utils.models.additions import WithMetadata
 from utils.models.base import Loss, ModelError, PaddedModel, start_from_prior
 from utils.models.checkpoint import Config, check_unseen, describe_network, hash_people, load_weights, read_config
-from utils.models.metadata import WithMetadata
 from utils.training.faults import out_of_memory
 from utils.training.losses import batch_loss
 from utils.training.settings import Metric, Settings
