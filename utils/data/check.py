@@ -100,7 +100,7 @@ def check_data(
     except DataError as error:
         classes, findings = [], [*findings, *(Finding("classes", p, "classes.txt") for p in error.problems)]
     if fixes:
-        dropped = {fix.path for fix in fixes if fix.drop}
+        dropped = {fix.path_in(data_dir) for fix in fixes if fix.drop}
         findings = [f for f in findings if f.image not in dropped]
         try:
             table = apply_label_fixes(table, fixes, classes, fixed)

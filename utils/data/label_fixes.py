@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from utils.data.annotation import MOST_BYTES
 from utils.data.competition import read_classes, read_index
 from utils.data.findings import DataError
+from utils.data.image_header import SUFFIXES
 from utils.files import replacing_folder, resolve, shown, unknown, write_if_changed
 from utils.params import load_yaml
 
@@ -59,10 +60,11 @@ class Fix(BaseModel):
             raise ValueError(f"{', '.join(repeated)}: named twice")
         return self
 
-    @property
-    def path(self) -> str:
-        """The image's file, relative to the data folder."""
-        return f"train/DCM/{self.image}.png"
+    def path_in(self, data_dir: str | Path) -> str:
+        """The image's file of any usual suffix, relative to the data folder; that of a PNG where there is none."""
+        plain = Path(data_dir, "train", "DCM", self.image)
+        same = (p.suffix for p in plain.parent.glob("*") if p.stem == plain.name and p.suffix.lower() in SUFFIXES)
+        return f"train/DCM/{self.image}{next(same, '.png')}"
 
     @property
     def new_labels(self) -> dict[str | int, str]:
@@ -105,10 +107,11 @@ def find_fixes(path: str | Path, data_dir: str | Path) -> tuple[Fix, ...]:
     if not path:
         return ()
     data_dir, fixes = Path(data_dir), read_label_fixes(resolve(path))
-    for fix in fixes:
-        if not (data_dir / fix.path).exists() and (data_dir / fix.path).parent.is_dir():
-            print(f"{shown(resolve(path))}: {fix.image} is not in this data, only other images of that person")
-    return tuple(fix for fix in fixes if (data_dir / fix.path).exists())
+    images = {fix.image: data_dir / fix.path_in(data_dir) for fix in fixes}
+    for name, image in images.items():
+        if not image.exists() and image.parent.is_dir():
+            print(f"{shown(resolve(path))}: {name} is not in this data, only other images of that person")
+    return tuple(fix for fix in fixes if images[fix.image].exists())
 
 
 def same_effect(fixes: Iterable[Fix], recorded: list[dict[str, Any]]) -> bool:
@@ -158,7 +161,7 @@ def read_fixed_index(
     data_dir: str | Path, fixes: Sequence[Fix], classes: Sequence[str], folder: str | Path, skip: Iterable[str] = ()
 ) -> pd.DataFrame:
     """`read_index` with corrected labels; see there and `apply_label_fixes`. Dropped images may be damaged ones."""
-    table = read_index(data_dir, skip=[*skip, *(fix.path for fix in fixes if fix.drop)])
+    table = read_index(data_dir, skip=[*skip, *(fix.path_in(data_dir) for fix in fixes if fix.drop)])
     return apply_label_fixes(table, fixes, classes, folder)
 
 

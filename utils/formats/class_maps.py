@@ -219,7 +219,7 @@ def _write_map(
     if part == "test":
         return None
     values, count = class_map(polygons, image.size, layout)
-    path = folder / MASKS / part / image.ID / image.image_name
+    path = (folder / MASKS / part / image.ID / image.image_name).with_suffix(".png")  # nothing may be lost
     if not cv2.imwrite(str(path), values):
         raise OSError(f"{path} can't be written")
     if layout.ignore_overlaps:

@@ -166,7 +166,7 @@ def validate_yolo(
     values = np.full((len(names) - 1, len(COLUMNS)), np.nan)
     for row, number in enumerate(found.ap_class_index):
         values[number] = found.class_result(row)
-    total = sum(1 for _ in Path(dataset).parent.glob("images/val/*/*.png"))
+    total = sum(1 for _ in Path(dataset).parent.glob("images/val/*/*"))
     instances, images = found.nt_per_class.tolist(), found.nt_per_image.tolist()
     table = pd.DataFrame({"class": names, "images": [total, *images]})
     table["instances"] = [sum(instances), *instances]

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from utils.data.competition import image_files
 from utils.data.records import NAME
 from utils.files import ROOT, read_json, resolve, write_if_changed, write_json
 from utils.params import WITHOUT_EFFECT
@@ -24,9 +25,9 @@ class RunError(Exception):
 def fingerprint(data_dir: str | Path) -> dict[str, list[int]]:
     """Size (bytes) and modification time (ns) of every file the pipeline reads in a data folder, by relative path."""
     data_dir = Path(data_dir)
-    patterns = ("train/DCM/*/*.png", "train/outputs_json/*/*.json", "test/DCM/*/*.png")
     named = [data_dir / name for name in ("meta_data.xlsx", "classes.txt", "solution.csv")]
-    files = [*(p for pattern in patterns for p in data_dir.glob(pattern)), *(p for p in named if p.exists())]
+    images = [path for split in ("train", "test") for path in image_files(data_dir / split / "DCM")]
+    files = [*images, *data_dir.glob("train/outputs_json/*/*.json"), *(path for path in named if path.exists())]
     status = {p.relative_to(data_dir).as_posix(): p.stat() for p in sorted(files)}
     return {name: [s.st_size, s.st_mtime_ns] for name, s in status.items()}
 
@@ -47,9 +48,9 @@ def prepare_run(run: Path, profile: Profile, planned: list[Step], data_dir: str,
             (run / step.name / name).unlink(missing_ok=True)
 
     record = read_json(run / "data.json")
-    without = {*record.get("skipped", ())}
-    without |= {f"train/DCM/{fix['image']}.png" for fix in record.get("label_fixes", ()) if fix.get("drop")}
-    images = sorted(n for n in record if n.startswith("train/DCM/") and n not in without)
+    without = {name.rpartition(".")[0] for name in record.get("skipped", ())}
+    without |= {f"train/DCM/{fix['image']}" for fix in record.get("label_fixes", ()) if fix.get("drop")}
+    images = sorted(n for n in record if n.startswith("train/DCM/") and n.rpartition(".")[0] not in without)
     given = {name: value for step in planned for name, value in step.parameters.items()}
     split = [given.get(name) for name in ("n_folds", "seed")]
     folds_of = hashlib.sha256(repr([images, split]).encode()).hexdigest()

@@ -5,8 +5,8 @@ A profile is `notebooks/profiles/<name>.yaml`. Its sections hold parameters of t
 of 07, `instances` of 08 and `export` of 10 (for every fold model), each model in `yolo` of 09; `parameters` go to every
 notebook that declares them. A model of 03 may also have `after: <another model>`: it starts from that model's weights
 of the same fold, once it is trained, and takes over its parameters but for those that it names itself. One with
-`votes: false` only prepares others: it is trained, but neither predicted nor in the vote. One with 03's parameter
-`wrist_of: <another model>` is a wrist stage: it waits for that model's predictions of the same fold.
+`votes: false` only prepares others: it is trained, but neither predicted nor in the vote. One that refines another
+waits for that model's predictions of the same fold, see `pipeline.model_order`.
 """
 
 from collections.abc import Iterator
