@@ -239,7 +239,7 @@ def test_keys_are_the_same_in_every_process_and_tell_settings_apart():
     for own in (Net(3), lambda: 1, [squares], {"a": nn.Sequential(Net(3))}):
         with pytest.raises(NoVersionError):
             resume_key(part=own)
-    assert describe(torch.float32) == "torch.float32"
+    assert describe(torch.float32) == ["torch.dtype", None, "torch.float32"] != describe(torch.float16)
 
 
 def test_a_description_grows_with_what_it_describes_not_with_its_depth():

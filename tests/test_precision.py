@@ -86,6 +86,24 @@ def test_the_choice_is_timed_once_and_read_by_the_other_folds(sample, tmp_path, 
         fit(data, tmp_path / "model/fold2", precision="auto", precision_file=file, parts={"model": other})
 
 
+def test_where_no_half_precision_works_float32_is_timed_and_written(sample, tmp_path, monkeypatch):
+    data, halves = small_data(sample, tmp_path / "cache"), ["16-mixed", "16-mixed channels_last"]
+    monkeypatch.setattr(choosing, "candidates", lambda _: halves)
+    monkeypatch.setattr(choosing, "seconds_per_step", lambda *a: float("inf") if a[3].name in halves else 2.0)
+    fit(data, tmp_path / "fold0", epochs=1, precision="auto")
+    written = read_json(tmp_path / "fold0/precision.json")
+    assert written["seconds_per_step"][written["precision"]] == 2.0 and written["precision"] == "32-true"
+
+
+def test_predicting_leaves_the_callers_autocast_and_denormals_alone(sample, tmp_path):
+    data = small_data(sample, tmp_path / "cache")
+    result = fit(data, tmp_path / "fold0", epochs=1, precision="32-true")
+    result.predict.__self__.computes = Precision("bf16-mixed")
+    predicted = result.predict(data.validation["image_name"].tolist())
+    next(predicted)
+    assert not torch.is_autocast_enabled("cpu") and torch.tensor(1e-40) / 2 != 0
+
+
 def test_a_named_half_precision_becomes_float32_where_the_device_has_none(sample, tmp_path, monkeypatch, capsys):
     data = small_data(sample, tmp_path / "cache")
     monkeypatch.setattr(device, "candidates", lambda _: ["32-true"])

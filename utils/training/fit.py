@@ -273,8 +273,9 @@ class TrainingModule(ResumableModule):
         device, size = choose_device(self.settings.device), self.settings.batch_size
         model = self.model.to(device).eval()
         for batch in plain_loader(self.data.cache, names, size, 0, self.data.windows, device):
-            with self.computes.computing(device):
-                yield from self.full_size(model, move_data_to_device(batch, device), names)
+            with self.computes.computing(device):  # all of the batch: between yields, autocast would be the caller's
+                made = list(self.full_size(model, move_data_to_device(batch, device), names))
+            yield from made
         model.cpu()
 
     def trained(self, score: float, minutes: float) -> Trained:

@@ -162,8 +162,10 @@ def choose_precision(
             batch = move_data_to_device(sample(), device)
             seconds = {name: seconds_per_step(model, loss, batch, Precision(name), device) for name in names}
             seconds = {name: value for name, value in seconds.items() if value < float("inf")}
-            plain, fastest = min(seconds, key=names.index, default="32-true"), min(seconds, key=seconds.get, default="")
-            chosen = fastest if fastest and seconds[fastest] < GAIN * seconds[plain] else plain
+            if not seconds:  # a GPU on which no half precision works
+                seconds["32-true"] = seconds_per_step(model, loss, batch, Precision("32-true"), device)
+            plain, fastest = next(iter(seconds)), min(seconds, key=seconds.get)  # `names` has the plain one first
+            chosen = fastest if seconds[fastest] < GAIN * seconds[plain] else plain
             found = made_from | {"precision": chosen, "seconds_per_step": seconds}
             write_json(path, found)
     times = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found["seconds_per_step"].items())
