@@ -179,6 +179,7 @@ def test_half_precision_that_a_device_lacks_becomes_float32(monkeypatch):
 
 @pytest.mark.parametrize("name", ["unet", "attention_unet", "deeplabv3plus_paper", "hrnetv2_w18", "segnet"])
 def test_folded_norms_give_the_same_probabilities(name):
+    """SegNet remembers where its maxima were: where rounding moves one, as on some processors, it stays as it is."""
     torch.manual_seed(0)
     model = build_model(name, 3)
     for norm in model.modules():
@@ -189,7 +190,7 @@ def test_folded_norms_give_the_same_probabilities(name):
     model.eval()
     folded = fold_norms(model)
     left = [norm for norm in folded.modules() if isinstance(norm, nn.BatchNorm2d)]
-    assert folded is not model and not left
+    assert (folded is not model and not left) or (folded is model and name == "segnet")
     image = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         expected = model(image)
