@@ -203,9 +203,15 @@ def test_a_flip_that_was_not_undone_is_found(hands, tmp_path):
     assert found.startswith("1 people have two images of the same hand") and person in found and "flip" in found
 
 
+def measured(truth, side):
+    """A submission of images of `side` × `side` pixels with the shapes of its masks."""
+    sides = (np.full(len(truth), side),) * 2
+    return truth.assign(**shapes.measure(Masks.from_texts(truth["rle"].tolist(), sides)))
+
+
 def test_a_hand_that_contradicts_its_name_is_found(hands):
     _, truth = hands
-    found = truth.assign(**shapes.measure(truth["rle"].tolist(), [256] * len(truth), [256] * len(truth)))
+    found = measured(truth, 256)
     side = hand_sides(found)[0]
     image, value = side.index[0], side.iloc[0]
     for letter, expected in (("R", value < 0), ("L", value > 0)):
@@ -244,7 +250,7 @@ def test_the_side_of_a_hand_is_told_in_every_bent_wrist(tmp_path):
 
     folder = make_sample(tmp_path / "s", train_people=2, test_people=30, image_size=128)
     truth = submission.read(folder / "solution.csv")
-    found = truth.assign(**shapes.measure(truth["rle"].tolist(), [128] * len(truth), [128] * len(truth)))
+    found = measured(truth, 128)
     side, votes = hand_sides(found)
     x = found.set_index(["image_name", "class"])["x"]
     thumb_left = [x[name, "finger-1"] < x[name, "finger-16"] for name in side.index]

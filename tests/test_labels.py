@@ -11,7 +11,6 @@ from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.masks.labels import draw
 from utils.masks.masks import Masks
-from utils.masks.rle import encode
 from utils.masks.sparse import SparseMaps
 from utils.sample.generator import make_sample
 
@@ -57,6 +56,6 @@ def test_moved_labels_keep_the_moved_masks(rows, angle, scale, shift):
         full[:, 2] = matrix[:, 2] * step + (step - 1) / 2 * (1 - matrix[:, :2].sum(1))
         shapes = read_annotation(row.annotation, CLASSES)
         masks = [draw(shapes[name], entry.size).astype(np.uint8) * 255 for name in CLASSES]
-        moved = [encode(cv2.warpAffine(mask, full, entry.size[::-1], flags=cv2.INTER_LINEAR) > 127) for mask in masks]
-        scores.append(kept(label, entry.size, moved))
+        moved = [cv2.warpAffine(mask, full, entry.size[::-1], flags=cv2.INTER_LINEAR) > 127 for mask in masks]
+        scores.append(kept(label, entry.size, Masks.from_dense(moved)))
     assert np.mean(scores) >= 0.993
