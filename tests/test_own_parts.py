@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import nbformat
+import pandas as pd
 import pytest
 
 from tests.execute import execute_all
@@ -33,9 +34,37 @@ OWN_LINES = {
 }
 
 
+OWN_ARGUMENTS = {
+    "metric": """
+from utils.masks.dice import dice_of_masks
+def worst_class(predicted, true):
+    return dice_of_masks(predicted, true).min()
+worst_class.version = 1
+""",
+    "module": """
+from utils.training.fit import TrainingModule
+class Doubled(TrainingModule):
+    version = 1
+    def training_step(self, batch, index):
+        return 2 * super().training_step(batch, index)
+""",
+    "callbacks": """
+from lightning import Callback
+class Diary(Callback):
+    version = 1
+    def on_train_epoch_end(self, trainer, module):
+        with (folder / "diary.txt").open("a") as file:
+            file.write(f"{module.rate():.3g} ")
+""",
+}
+"""What is written before `fit` in notebook 03, at most ten lines, for an argument of it."""
+PASSED = {"metric": "worst_class", "module": "Doubled", "callbacks": "[Diary()]"}
+
+
 @pytest.fixture(scope="module")
 def own(sample, tmp_path_factory):
-    """A run in which notebook 03 was executed with each of OWN_LINES in turn, and 04's error with its own network."""
+    """A run in which notebook 03 was executed with each of OWN_LINES and OWN_ARGUMENTS in turn, and 04's error with its
+    own network."""
     folder = tmp_path_factory.mktemp("own")
     common = {"data_dir": sample, "output_dir": folder / "run"}
     steps = []
@@ -48,6 +77,12 @@ def own(sample, tmp_path_factory):
         cell.source = "\n".join(lines)
         nbformat.write(book, folder / f"{part}.ipynb")
         steps.append((folder / f"{part}.ipynb", folder / f"out-{part}.ipynb", common | QUICK | {"model": part}))
+    for name, code in OWN_ARGUMENTS.items():
+        book = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
+        (cell,) = (cell for cell in book.cells if "result = fit(" in cell.source)
+        cell.source = code + cell.source.replace("settings, folder)", f"settings, folder, {name}={PASSED[name]})")
+        nbformat.write(book, folder / f"{name}.ipynb")
+        steps.append((folder / f"{name}.ipynb", folder / f"out-{name}.ipynb", common | QUICK | {"model": name}))
     steps.append(("04_inference_tta", folder / "04.ipynb", common | {"n_folds": 3, "model": "network"}))
     return folder / "run", execute_all(steps, folder)
 
@@ -60,6 +95,26 @@ def test_a_replaced_line_is_trained(own, part):
     assert 0 <= read_json(folder / "metrics.json")["val_dice"] <= 1
     inline = read_json(folder / "best" / "config.json")["architecture"] == ""
     assert inline == (part == "network")
+
+
+@pytest.mark.parametrize("name", OWN_ARGUMENTS)
+def test_an_own_metric_module_and_callback_take_at_most_ten_lines(own, name):
+    run, errors = own
+    assert errors[len(OWN_LINES) + list(OWN_ARGUMENTS).index(name)] == ""
+    assert len(OWN_ARGUMENTS[name].strip().splitlines()) <= 10
+    folder = run / "03_train" / name / "fold0"
+    history = pd.read_csv(folder / "history.csv")
+    metric = read_json(folder / "best" / "config.json")["metric"]
+    if name == "metric":
+        assert metric == "worst_class" and (history["val_worst_class"] <= history["val_dice"]).all()
+    elif name == "callbacks":
+        assert len((folder / "diary.txt").read_text().split()) == len(history) and metric == "dice"
+    else:
+        plain = pd.read_csv(run / "03_train" / "callbacks" / "fold0" / "history.csv")
+        assert history["val_dice"].between(0, 1).all()
+        assert history["loss"].iloc[0] == pytest.approx(plain["loss"].iloc[0], rel=0.2), (
+            "the history has the plain loss"
+        )
 
 
 def test_a_network_given_inline_is_refused_later_with_what_to_write(own):
