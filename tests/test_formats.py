@@ -523,7 +523,7 @@ def test_a_submission_becomes_coco_results(sample, tmp_path):
     bad.to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(DataError, match=r"line 2: no image 'x.png'") as error:
         coco.results_of_submission(tmp_path / "bad.csv", table, classes)
-    assert "line 3" in error.value.problems[1] and "last row, 256" in error.value.problems[1]
+    assert "line 3" in error.value.problems[1] and "256 rows" in error.value.problems[1]
 
 
 def test_commands(data, tmp_path, monkeypatch, capsys):
