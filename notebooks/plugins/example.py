@@ -12,8 +12,10 @@ import ttach
 from torch import nn
 from torchvision.ops.misc import Conv2dNormActivation
 
+from utils.inference.exportable import ExportFormat, torch_runner
 from utils.registry import (
     register_augmentation,
+    register_export,
     register_loss,
     register_model,
     register_optimizer,
@@ -71,3 +73,19 @@ def drops(optimizer, steps, warmup_steps):
 def brighter(side):
     """Mirror images, as they are and a little brighter."""
     return [ttach.HorizontalFlip(), ttach.Multiply([1.0, 1.1])]
+
+
+@register_export("pt2")
+class Program(ExportFormat):
+    """torch.export's own file, for any number of images; notebook 10 writes it with `-p formats '[pt2]'`."""
+
+    file = "model.pt2"
+
+    def write(self, job, path):
+        """From the network and an example of its input."""
+        shapes = {"image": {0: torch.export.Dim.DYNAMIC}}
+        torch.export.save(torch.export.export(job.network, (job.example,), dynamic_shapes=shapes), path)
+
+    def runner(self, path, network, threads):
+        """The function that runs the file."""
+        return torch_runner(torch.export.load(path).module())
