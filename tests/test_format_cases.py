@@ -208,6 +208,26 @@ def test_labels_with_blanks_around_them(kind, tmp_path):
     assert found(tmp_path / "out") == {"x.png": {"Radius": [SQUARE]}}
 
 
+def test_what_other_programs_write_beside_the_format(tmp_path):
+    """A byte order mark before JSON; class ids as floats; classes.txt beside YOLO's labels; a renamed labelme image."""
+    made = {name: Kind(name, tmp_path / name) for name in ("coco", "labelme", "yolo")}
+    for name, kind in made.items():
+        kind.add("x.png", [("Radius", SQUARE)])
+        kind.read(tmp_path / f"first {name}")
+    (coco_file,) = made["coco"].folder.glob("*.json")
+    coco_file.write_bytes(b"\xef\xbb\xbf" + coco_file.read_bytes())
+    coco.from_coco(coco_file, tmp_path / "bom", Options(images=str(made["coco"].folder / "images")))
+    images, labels = (made["labelme"].folder / name for name in ("images", "labels"))
+    (images / "x.png").rename(images / "0.png")
+    labelme.from_labelme(labels, tmp_path / "renamed", Options(images=str(images)))
+    text = made["yolo"].folder / "labels" / "x.txt"
+    text.write_text(text.read_text().replace("0 ", "0.0 ", 1))
+    (text.parent / "classes.txt").write_text("Radius\n")
+    yolo_dataset.from_yolo(made["yolo"].folder, tmp_path / "floats", Options())
+    for name, image in (("bom", "x.png"), ("renamed", "0.png"), ("floats", "x.png")):
+        assert found(tmp_path / name) == {image: {"Radius": [SQUARE]}}
+
+
 def test_hidden_and_system_files_are_no_data(kind, tmp_path):
     kind.add("x.png", [("a", SQUARE)])
     for name in ("._x.png", ".DS_Store", "Thumbs.db", "__MACOSX/._x.png", "__MACOSX/x.png"):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
+from utils.data.annotation import parse_json
 from utils.data.competition import DataError
 from utils.data.findings import refuse
 from utils.data.image_header import same_name
@@ -173,7 +173,7 @@ def class_names(dataset: Dataset, where: str | Path) -> list[str]:
 
 def _load(path: str | Path) -> Any:
     try:
-        return orjson.loads(Path(path).read_bytes())
+        return parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a JSON file", [str(error)]) from error
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
+from utils.data.annotation import parse_json
 from utils.data.findings import refuse
-from utils.data.image_header import files_below
+from utils.data.image_header import SUFFIXES, files_below
 from utils.formats.class_order import class_order
 from utils.formats.imported_shapes import (
     DEFAULT,
@@ -36,7 +36,7 @@ def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT
     folder, found, problems, left_out = Path(folder), [], [], LeftOut(options.skip_bad)
     for path in files_below(folder, ".json"):
         try:
-            content = orjson.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
                 raise ValueError("no labelme file: it has no list `shapes`")
             size = (content.get("imageHeight"), content.get("imageWidth"))
@@ -53,6 +53,7 @@ def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT
                     problems.append(f"{path}: shape {number} ({label}): {error}")
             name = content.get("imagePath") or path.with_suffix(".png").name
             place = path.parent.relative_to(folder) / str(name).replace("\\", "/").rpartition("/")[2]
+            place = _renamed(place, path.stem, Path(options.images or folder))
             found.append((place.as_posix(), size if all(size) else None, shapes))
         except (OSError, ValueError) as error:
             problems.append(f"{path}: {error}")
@@ -60,6 +61,15 @@ def from_labelme(folder: str | Path, out: str | Path, options: Options = DEFAULT
     refuse(f"{folder}: expected labelme's JSON files", [] if found else ["there are none"])
     classes = class_order({shape.label for *_, shapes in found for shape in shapes}, options.classes)
     return write_shapes(found, options.images or folder, out, classes, options, str(folder), left_out)
+
+
+def _renamed(place: Path, stem: str, images: Path) -> Path:
+    """The image's place below `images`: that of the JSON file's name where `imagePath` is of before a renaming."""
+    if (images / place).exists():
+        return place
+    beside = (images / place.parent).glob("*")
+    same = [path for path in beside if path.stem == stem and path.suffix.lower() in SUFFIXES]
+    return place.with_name(same[0].name) if len(same) == 1 else place
 
 
 def _labelme_shape(shape: Any) -> list[Shape]:

@@ -239,7 +239,8 @@ def _labels_alone(folder: Path, images: list[Path]) -> list[Path]:
     """The label files that belong to none of the images of a folder; only where labels have a folder of their own."""
     labels = _label_file(folder / "any.png").parent
     used = {_label_file(image) for image in images}
-    return [] if labels == folder else [path for path in files_below(labels, ".txt") if path not in used]
+    others = [path for path in files_below(labels, ".txt") if path not in used and path.name != "classes.txt"]
+    return [] if labels == folder else others  # labelling programs write classes.txt beside the labels
 
 
 def _read_labels(path: Path, size: tuple[int, int], names: list[str], boxes: bool) -> tuple[Polygons, list[str]]:
@@ -263,7 +264,8 @@ def _read_labels(path: Path, size: tuple[int, int], names: list[str], boxes: boo
 
 def _read_line(words: list[str], count: int, boxes: bool) -> tuple[int, np.ndarray]:
     """Class id and points, float64 (n, 2), of one line, as fractions. Raises ValueError."""
-    if not words[0].isdecimal() or int(words[0]) >= count:
+    number = words[0].removesuffix(".0")  # some exporters write every number as a float
+    if not number.isdecimal() or int(number) >= count:
         raise ValueError(f"class id {words[0]!r}; expected 0 to {count - 1}")
     try:
         numbers = np.array(words[1:], np.float64)
@@ -275,7 +277,7 @@ def _read_line(words: list[str], count: int, boxes: bool) -> tuple[int, np.ndarr
         if not boxes:
             raise ValueError("a box without outline; --boxes takes it as a mask")
         centre, half = numbers[:2], numbers[2:] / 2
-        return int(words[0]), centre + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        return int(number), centre + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     if len(numbers) < 6 or len(numbers) % 2:
         raise ValueError(f"{len(numbers)} coordinates; expected x and y in turn, at least 3 points")
-    return int(words[0]), numbers.reshape(-1, 2)
+    return int(number), numbers.reshape(-1, 2)
