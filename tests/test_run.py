@@ -14,6 +14,7 @@ from tests.fake_run import make_data
 from utils.data.check import check_data
 from utils.data.records import Baseline, Ensemble, Training, read_record
 from utils.files import ROOT, read_json, read_table, write_json, write_table
+from utils.masks.masks import Masks
 from utils.models.base import ModelError
 from utils.models.checkpoint import hash_people
 from utils.pipeline import changes
@@ -44,7 +45,7 @@ def test_a_run_ends_with_its_record(tmp_path):
 
 def test_a_submission_is_described_as_soon_as_it_is_checked(tmp_path):
     run = opened(make_data(tmp_path / "data"), tmp_path / "run", "02_baseline_fcn")
-    path = run.submit({"imageID003.png": ["1 5"]}, str(tmp_path / "made.csv"))
+    path = run.submit({"imageID003.png": Masks.from_texts(["1 5"], (32, 32))}, str(tmp_path / "made.csv"))
     run.describe(Baseline(submission=path, val_dice=0.5))
     assert read_json(tmp_path / "made.json")["val_dice"] == 0.5
     assert not (run.folder / "metrics.json").exists(), "the step itself is not done"
