@@ -182,8 +182,8 @@ def test_a_question_to_the_network_would_be_seen(environment, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ultralytics") is not None, reason="ultralytics is installed here")
-def test_without_ultralytics_one_line_says_what_to_do(tmp_path):
-    finished = papermill("09_yolo.ipynb", tmp_path / "out.ipynb", data_dir=tmp_path / "nothing")
+def test_without_ultralytics_one_line_says_what_to_do(sample, tmp_path):
+    finished = papermill("09_yolo.ipynb", tmp_path / "out.ipynb", data_dir=sample, output_dir=tmp_path / "run")
     assert finished.returncode != 0 and finished.stderr.rstrip().endswith(f"ModelError: {HELP}")
     steps = [Step(name=f"09_yolo/y/fold{fold}", parameters={"fold": fold}) for fold in (0, 1)]
     assert try_parts(steps, ["bone"], 8) == ([f"09_yolo y: {HELP}"], {})  # before a run starts

@@ -96,10 +96,14 @@ class Run:
         return record.table()
 
     def describe(self, record: Submitting) -> None:
-        """Write the record beside its submission, as soon as this has passed its check: later cells may fail."""
+        """Write the record beside its submission, as soon as this has passed its check: later cells may fail.
+
+        Without the minutes: the same run makes the same two files, byte by byte.
+        """
         self._complete(record)
         if record.submission:
-            write_json(resolve(record.submission).with_suffix(".json"), record.content())
+            content = {name: value for name, value in record.content().items() if name != "minutes"}
+            write_json(resolve(record.submission).with_suffix(".json"), content)
 
     def _complete(self, record: Record) -> None:
         record.step, record.parameters = self.step, dict(self.parameters)
