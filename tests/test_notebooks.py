@@ -121,6 +121,10 @@ def test_the_export_notebook_compares_formats_and_architectures(run):
     assert set(tried["architecture"]) == {"linknet"} and set(tried["problem"]) == {""}
     assert tried["difference"].astype(float)[:4].max() < 1e-5
     assert (tried[["megabytes", "milliseconds"]].astype(float) > 0).all(axis=None)
+    submitted = read_json(run / "05_ensemble" / "metrics.json")["thresholds"]
+    about = read_json(run / "10_export/thin/fold0/files/config.json")
+    assert dict(zip(about["classes"], about["thresholds"], strict=True)) == submitted  # tuned ones, in this run
+    assert len(set(submitted.values())) > 1
     text = outputs(run / "10_export-0.ipynb")
     assert "Dice 1.0000" in text and "linknet" in text and pictures(run / "10_export-0.ipynb") == 2
 

@@ -152,7 +152,7 @@ def test_the_zoo_and_exports_are_in_a_run_where_the_profile_names_them(tmp_path)
     assert set(planned) - set(without) == {"06_model_zoo", *exported, *yolo}
     assert planned["06_model_zoo"].parameters["epochs"] == 2 and planned["06_model_zoo"].after == []
     step = planned["10_export/c/fold1"]
-    assert step.after == ["03_train/c/fold1"] and step.parameters["formats"] == ["onnx"]
+    assert step.after == ["03_train/c/fold1", "05_ensemble"] and step.parameters["formats"] == ["onnx"]
     assert (step.parameters["model"], step.parameters["fold"]) == ("c", 1)
     assert yolo < set(planned["05_ensemble"].after)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from utils.data.records import Ensemble, read_record
 from utils.files import Problems, replacing_folder, unknown, write_json
 from utils.inference.export_formats import BUILT_IN
 from utils.inference.exportable import Exportable, ExportFormat, ExportJob
@@ -29,6 +30,16 @@ def export_versions() -> dict[str, str]:
 def export_format(name: str) -> ExportFormat:
     """The format of this name, built in or of a plugin. Raises UnknownPart."""
     return find_part("export", name).build()
+
+
+def with_submitted_thresholds(config: Config, output_dir: str | Path) -> Config:
+    """The config with the thresholds that the run in `output_dir` submitted with, which may be tuned for each class.
+
+    Without a vote of these classes, the checkpoint's own, or 0.5 for every class.
+    """
+    submitted = read_record(Path(output_dir) / Ensemble.notebook, Ensemble, empty=True).thresholds
+    own = config.thresholds or [0.5] * len(config.classes)
+    return replace(config, thresholds=[submitted.get(c, t) for c, t in zip(config.classes, own, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -231,9 +231,9 @@ def _planned_rows(profile: _Profile, voters: list[str]) -> list[Row]:
 
 
 def _after(row: Row, model: str, fold: int, names: dict[str, list[str]]) -> list[str]:
-    """The steps that a step needs: of those made for the same models, that of its own fold model."""
+    """The steps that a step needs: of those made for each fold model, that of its own."""
     found = [name for section in row.needs for name in names[section]]
-    return [name for name in found if not row.models or name.endswith(f"/{model}/fold{fold}")]
+    return [name for name in found if not row.models or "/" not in name or name.endswith(f"/{model}/fold{fold}")]
 
 
 def _structure(error: dict[str, Any]) -> str:

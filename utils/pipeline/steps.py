@@ -20,12 +20,13 @@ class Row:
     """One notebook of a run.
 
     section: of the profile, with its parameters. notebook: its name; that of its record by default. record: what it
-    hands on, see `data.records`. needs: sections whose steps come before it: that of the same fold model, or all of
-    them for a step that is made once; then it is left out where none of them is in the run. models: the profile's
-    section with the models for each of which, and each fold, it is executed; "" for once in a run. always: in every
-    run, also where the profile has no such section. own: parameters that the run sets, beside data_dir and output_dir,
-    and model and fold for each fold model: the submission's path in the last step that makes one, the models that vote
-    and what is missing. priority: the higher, the earlier among the steps that could be next.
+    hands on, see `data.records`. needs: sections whose steps come before it: that of the same fold model or one
+    made once, or all of them for a step that is made once; it is left out where none of them is in the run. models:
+    the profile's section with the models for each of which, and each fold, it is executed; "" for once in a run.
+    always: in every run, also where the profile has no such section. own: parameters that the run sets, beside
+    data_dir and output_dir, and model and fold for each fold model: the submission's path in the last step that
+    makes one, the models that vote and what is missing. priority: the higher, the earlier among the steps that
+    could be next.
     """
 
     section: str
@@ -61,7 +62,6 @@ ROWS: list[Row] = [
     TRAIN,
     PREDICT,
     Row("instances", record=records.Instances, needs=("train",), models="models"),
-    Row("export", record=records.Export, needs=("train",), models="models"),
     YOLO,
     Row(
         "ensemble",
@@ -71,6 +71,7 @@ ROWS: list[Row] = [
         own=("submission", "models", "missing"),
         priority=3,
     ),
+    Row("export", record=records.Export, needs=("train", "ensemble"), models="models"),
     Row("analysis", record=records.Analysis, needs=("ensemble",)),
 ]
 """In an order in which each row comes after those it needs."""
