@@ -283,6 +283,19 @@ def test_a_fold_is_scored_with_the_weights_that_the_other_folds_chose(data, tmp_
     assert best == mean_dice(chosen.dice) >= max(alone)
 
 
+def test_equally_good_thresholds_give_way_to_the_fixed_one(data, tmp_path):
+    names = data.train["image_name"].tolist()
+    folds = {name: number % 2 for number, name in enumerate(names)}
+    fold_models = [voter(tmp_path, "a", fold, thin_config(data)) for fold in (0, 1)]
+    for m in fold_models:
+        for name in (n for n, fold in folds.items() if fold == m.fold):  # certain everywhere: no threshold matters
+            m.oof.write(name, np.zeros_like(data.cache.read(name).label.dense(), np.float32), (256, 256))
+    for fixed in (0.5, 0.42):
+        tuned = weights.choose_thresholds(fold_models, folds, data.cache, {"a": 1.0}, fixed)
+        assert {*tuned.best, *tuned.others[0], *tuned.others[1]} == {fixed}
+        assert tuned.curve.index.is_monotonic_increasing and tuned.tuned == tuned.fixed
+
+
 def test_weights_belong_to_named_models(tmp_path):
     fold_models = [voter(tmp_path, model, 0, None) for model in ("a", "b")]
     assert weights.model_weights(fold_models, [], []) == {"a": 1.0, "b": 1.0}

@@ -1,5 +1,9 @@
 """Pseudo-labels of the test images: exact polygons, one folder for each fold, and no leak into validation."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -77,6 +81,29 @@ def test_pseudo_labels_are_trained_on_and_never_validated_on(made):
     assert added["image_name"].str.contains("-pseudo1").all() and list(data.known) == fold_models[1].config.people
     label = data.cache.read(added["image_name"].iloc[0]).label
     assert label.dense().max() == 255 and len(label.boxes) == 29
+
+
+def test_pseudo_labels_of_two_rounds_share_no_cache_entry(made):
+    run, *_ = made
+    first = run.output_dir / "pseudo"
+    second = shutil.copytree(first, run.output_dir / "round2", symlinks=True)
+    datas = [run.fold_data(1, 64, extra_data=f"{first}/fold{{fold}}")]
+    name = datas[0].train["image_name"].iloc[-1]
+    (path,) = second.rglob(f"fold1/**/{Path(name).stem}.json")
+    found = json.loads(path.read_text())
+    for annotation in found["annotations"]:
+        annotation["points"] = [[0, 0], [99, 0], [99, 99]]
+    path.write_text(json.dumps(found))
+    before = datas[0].cache.read(name).label.dense()
+    datas.append(run.fold_data(1, 64, extra_data=f"{second}/fold{{fold}}"))
+    assert np.array_equal(datas[0].cache.read(name).label.dense(), before), "it is trained on meanwhile"
+    assert not np.array_equal(datas[1].cache.read(name).label.dense(), before)
+    found["annotations"] = found["annotations"][:1]
+    path.write_text(json.dumps(found))
+    run.fold_data(1, 64, extra_data=f"{second}/fold{{fold}}")
+    with pytest.raises(DataError, match="has changed since this step began: start the step again"):
+        datas[1].cache.read(name)
+    shutil.rmtree(second)
 
 
 def test_pseudo_labels_that_leak_or_do_not_fit_are_refused(made, sample):

@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,12 +81,18 @@ class Cache:
 
     Each file holds a signature of what it was made from: sizes and times of PNG and JSON, classes, resolution, kind of
     labels, FORMAT. A file with another signature is made again. Files are written whole or not at all, so an
-    interrupted build continues where it stopped. people: the numbers of each image's person, see `data.people`; in
-    memory only.
+    interrupted build continues where it stopped. extra: names of images from other data folders, whose files are told
+    apart by where they come from. people: the numbers of each image's person, see `data.people`; in memory only.
     """
 
     def __init__(
-        self, folder: str | Path, table: pd.DataFrame, classes: list[str], image_size: int, labels: str = "soft"
+        self,
+        folder: str | Path,
+        table: pd.DataFrame,
+        classes: list[str],
+        image_size: int,
+        labels: str = "soft",
+        extra: Iterable[str] = (),
     ):
         self.grid = (image_size, image_size)
         self.labels = labels
@@ -94,10 +100,13 @@ class Cache:
         self.classes = classes
         self.sources = {row.image_name: (row.image, row.annotation) for row in table.itertuples()}
         self.people = dict(zip(self.sources, person_values(table), strict=True))
+        self.extra = {name: hashlib.sha256(json.dumps(self.sources[name]).encode()).hexdigest()[:16] for name in extra}
+        self.built: dict[str, str] = {}  # signatures when `build` last looked
 
     def path(self, image_name: str) -> Path:
         """The file of one image."""
-        return self.folder / f"{image_name}.npz"
+        source = f"-{self.extra[image_name]}" if image_name in self.extra else ""
+        return self.folder / f"{image_name}{source}.npz"
 
     def signature(self, image_name: str) -> str:
         """A digest of everything the image's file is made from."""
@@ -128,20 +137,30 @@ class Cache:
         return len(missing)
 
     def read(self, image_name: str) -> Entry:
-        """The entry of one image; call `build` first. ValueError for a damaged file, which `build` makes again."""
+        """The entry of one image; call `build` first.
+
+        ValueError for a damaged file, which `build` makes again; DataError for one that another process has since made
+        from changed files.
+        """
         with open_arrays(self.path(image_name)) as arrays:
+            signature = _signature(arrays)
             annotated, size = "starts" in arrays, tuple(arrays["size"].tolist())
-            return Entry(
+            entry = Entry(
                 image=arrays["image"],
                 size=size,
                 label=SparseMaps.from_arrays(arrays) if annotated else None,
                 truth=Masks.from_arrays(arrays, size) if annotated else None,
             )
+        if self.built.get(image_name, signature) != signature:
+            changed = f"{self.sources[image_name][0]} or its annotation has changed since this step began"
+            raise DataError(f"{self.path(image_name)} was made anew", [f"{changed}: start the step again"])
+        return entry
 
     def _valid(self, image_name: str) -> bool:
         try:
+            self.built[image_name] = self.signature(image_name)
             with open_arrays(self.path(image_name)) as arrays:
-                return arrays["signature"].tobytes().decode() == self.signature(image_name)
+                return _signature(arrays) == self.built[image_name]
         except (OSError, ValueError):
             return False
 
@@ -150,7 +169,7 @@ class Cache:
             entry = make_entry(*self.sources[image_name], self.classes, self.grid, self.labels)
         except DataError as error:
             return [str(error)]
-        arrays = {"image": entry.image, "size": np.array(entry.size), "signature": _text(self.signature(image_name))}
+        arrays = {"image": entry.image, "size": np.array(entry.size), "signature": _text(self.built[image_name])}
         if entry.label is not None:
             arrays |= {**entry.label.arrays(), **entry.truth.arrays()}
         with replacing(self.path(image_name)) as temporary:
@@ -173,6 +192,10 @@ def short_waits() -> Iterator[None]:
     finally:
         gc.unfreeze()
         sys.setswitchinterval(before)
+
+
+def _signature(arrays: Mapping[str, np.ndarray]) -> str:
+    return arrays["signature"].tobytes().decode()
 
 
 def _text(text: str) -> np.ndarray:

@@ -183,7 +183,8 @@ class Run:
         extra: rows of further images, see `pipeline.extra_data`.
         """
         table = self.table if extra is None else pd.concat([self.table, extra], ignore_index=True)
-        cache = Cache(self.output_dir / "cache", table, self.classes, image_size, labels)
+        names = () if extra is None else extra["image_name"]
+        cache = Cache(self.output_dir / "cache", table, self.classes, image_size, labels, names)
         cache.build(Progress("caching"))
         return cache
 
