@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -278,6 +279,11 @@ def test_a_fold_is_scored_with_the_weights_that_the_other_folds_chose(data, tmp_
             m.oof.write(name, cache.read(name).label.dense() / np.float32(255) * right, (256, 256))
     chosen = weights.choose_weights(fold_models, folds, cache)
     assert chosen.crossed < 0.1  # the other fold's choice is wrong here
+    assert chosen.others == {0: {"a": 0.0, "b": 1.0}, 1: {"a": 1.0, "b": 0.0}}
+    right = {fold: [m if m.fold == fold else replace(m, oof=None) for m in fold_models] for fold in (0, 1)}
+    voting = weights.weigh_models(fold_models, folds, cache, [], [], False, 0.5, elsewhere=right)
+    assert voting.crossed == pytest.approx(mean_dice(voting.tables["ensemble"]))
+    assert {fold: of for fold, (of, _) in voting.others.items()} == right, "each fold is voted on by its own voters"
     alone = [mean_dice(weights.out_of_fold_dice(fold_models, folds, cache, {m: 1.0})) for m in "ab"]
     best = mean_dice(weights.out_of_fold_dice(fold_models, folds, cache, chosen.best))
     assert best == mean_dice(chosen.dice) >= max(alone)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,18 @@ def test_pseudo_labels_are_trained_on_and_never_validated_on(made):
     assert added["image_name"].str.contains("-pseudo1").all() and list(data.known) == fold_models[1].config.people
     label = data.cache.read(added["image_name"].iloc[0]).label
     assert label.dense().max() == 255 and len(label.boxes) == 29
+
+
+def test_the_labels_of_a_fold_are_made_with_what_other_folds_chose(made, tmp_path):
+    run, fold_models, _ = made
+    given = fold_models, run.table, run.classes, {"a": 1.0}, 0.5, 0.0, tmp_path
+    limits = {0: [0.5] * 29, 1: [0.995] * 29}
+    others = {0: (fold_models, {"a": 1.0}), 1: ([replace(m, model="b") for m in fold_models], {"b": 0.5})}
+    found = write_pseudo_labels(*given, others, limits).set_index(["fold", "image_name"])
+    assert json.loads((tmp_path / "fold1" / "pseudo.json").read_text())["models"] == {"b": 0.5}
+    store = fold_models[1].test
+    for name in run.test:
+        assert found.loc[(1, name), "confidence"] == confidence(store.read(name), limits[1])
 
 
 def test_pseudo_labels_of_two_rounds_share_no_cache_entry(made):

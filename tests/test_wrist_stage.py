@@ -27,7 +27,7 @@ from utils.inference.predict import Predictor, worst_images
 from utils.inference.probabilities import LEVELS, ProbabilityStore, quantised
 from utils.inference.pseudo_labels import confidence
 from utils.inference.refinement import RefinedStore, merge, open_first
-from utils.inference.refinement_weight import WEIGHTS, judge, judge_stages, refine
+from utils.inference.refinement_weight import WEIGHTS, judge, judge_stages, refine, refine_by_fold
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks
 from utils.models.base import ModelError, build_model
@@ -436,3 +436,19 @@ def test_a_model_refines_another_on_data_without_hands(tmp_path):
         plates = [soft_vote([stored], [1.0], 0.5).texts()[0] for stored in (refined, plain)]
         assert plates[0] == plates[1] and refined.detail.grid == cache.grid
         assert not ProbabilityStore(tmp_path / "oof").read(name).regions.boxes[0].any(), "only the hole is stored"
+
+
+def test_what_a_fold_is_scored_with_is_chosen_on_the_other_folds(monkeypatch):
+    """The weight, and whether a stage is taken at all: a gain in fold 0 alone doesn't speak for fold 0."""
+    images = rows(folds=(0, 1, 2), people=36, bent=30)
+    dice = np.full((5, len(images), 8), 0.9)
+    dice[1] += 0.02
+    dice[4, images["fold"] == 0] += 0.08
+    found = judge("wrist", "first", dice, images, 29)
+    assert found.best == 1.0 and found.others[0].best == 0.25, "fold 0's own gain chose 1"
+    monkeypatch.setattr("utils.inference.refinement_weight.refine", lambda folder, models, chosen: [chosen, *models])
+    models = [SimpleNamespace(fold=fold) for fold in (0, 1, 2)]
+    final, by_fold = refine_by_fold("", models, [found])
+    made = [by_fold[fold][0].get("wrist", 0.0) for fold in range(3)]
+    assert made == [found.others[fold].weight for fold in range(3)] and final[0].get("wrist", 0.0) == found.weight
+    assert found.others[0].weight == 0.25

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from utils.files import replacing_folder, write_json, write_text
 from utils.inference.ensemble import FoldModel, soft_vote
 from utils.inference.probabilities import LEVELS, Stored
+from utils.inference.weights import Voters
 from utils.masks.masks import Masks
 from utils.masks.outlines import outline
 
@@ -27,11 +28,13 @@ def write_pseudo_labels(
     threshold: float | Sequence[float],
     least: float,
     folder: str | Path,
+    others: Mapping[int, Voters] | None = None,
+    limits: Mapping[int, Sequence[float]] | None = None,
 ) -> pd.DataFrame:
     """Write the confident test images of a run as training data, one data folder for each fold.
 
     What a fold model learns from must not depend on the people it is validated on, so the labels for fold k are the
-    soft vote of the models of fold k alone, which never saw these people.
+    soft vote of the models of fold k alone, which never saw these people, with what was chosen on the other folds.
 
     Args:
         fold_models: with stored test probabilities. weights, threshold: as of `vote_images`.
@@ -39,17 +42,21 @@ def write_pseudo_labels(
         least: an image is written if its `confidence` is at least this, 0 to 1.
         folder: gets fold0/, fold1/, … in the competition's layout, as `extra_data` of notebook 03 takes them. Images
             are links. What was there is replaced.
+        others, limits: by fold, the voters and thresholds that the other folds choose, see `inference.weights`; a fold
+            that is not there has `fold_models`, `weights` and `threshold`.
 
     Returns:
         One row per fold and test image: fold, image_name, confidence, kept (bool).
     """
     rows, test = [], table[table["split"] == "test"]
     for fold in sorted({m.fold for m in fold_models}):
-        voters = [m for m in fold_models if m.fold == fold and weights.get(m.model, 0) > 0]
-        shares = [weights[m.model] for m in voters]
+        of_fold, chosen = (others or {}).get(fold, (fold_models, weights))
+        limit = (limits or {}).get(fold, threshold)
+        voters = [m for m in of_fold if m.fold == fold and chosen.get(m.model, 0) > 0]
+        shares = [chosen[m.model] for m in voters]
         kept = []
         for row in test.itertuples():
-            each = [confidence(m.test.read(row.image_name), threshold) for m in voters]
+            each = [confidence(m.test.read(row.image_name), limit) for m in voters]
             sure = float(np.average(each, weights=shares))
             rows.append((fold, row.image_name, sure, sure >= least))
             kept += [row] * (sure >= least)
@@ -60,7 +67,7 @@ def write_pseudo_labels(
         with replacing_folder(target) as new:
             for row in kept:
                 stored = [m.test.read(row.image_name) for m in voters]
-                masks = soft_vote(stored, shares, threshold)
+                masks = soft_vote(stored, shares, limit)
                 _write(new, row, f"{Path(row.image_name).stem}-pseudo{fold}", masks, classes)
             write_text(new / "classes.txt", "\n".join(classes) + "\n")
             people = sorted({person for m in voters for person in m.config.people})

@@ -1,7 +1,7 @@
 """Whether a model that refines another helps, and with which weight: by out-of-fold Dice; off unless it is shown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Stage:
     model: its name. first: the model that it refines. dice: mean Dice of the refined classes by weight, on all images.
     best: the weight that is best there. overall, bent: the gain, on all images and on those in folds.csv marked as
     bent, if each fold is scored with the weight that is best on the other folds; it is what to expect on new people.
+    others: by fold, what the other folds alone say.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Stage:
     best: float
     overall: Gain
     bent: Gain
+    others: dict[int, "Stage"] = field(default_factory=dict)
 
     @property
     def weight(self) -> float:
@@ -104,11 +106,11 @@ def only(stored: Stored, numbers: Sequence[int]) -> Stored:
     return Stored(layers[0], stored.size, *layers[1:])
 
 
-def judge(model: str, first: str, dice: np.ndarray, images: pd.DataFrame, classes: int) -> Stage:
+def judge(model: str, first: str, dice: np.ndarray, images: pd.DataFrame, classes: int, nested: bool = True) -> Stage:
     """What a model that refines `first` is worth by its Dice (weights, images, refined classes), see `refined_dice`.
 
     images: one row for each, with ID, bent (bool) and fold. classes: number of all classes, over which gains are meant.
-    With images of one fold only, a weight could not be checked on another one: it is 0.
+    With images of one fold only, a weight could not be checked on another one: it is 0. nested: give `Stage.others`.
     """
     means, fold_of = dice.mean(2), images["fold"].to_numpy()  # (weights, images)
     crossed = means[0].copy()
@@ -125,7 +127,10 @@ def judge(model: str, first: str, dice: np.ndarray, images: pd.DataFrame, classe
 
     by_weight = dict(zip(WEIGHTS, means.mean(1).tolist(), strict=True))
     best = WEIGHTS[int(means.mean(1).argmax())]
-    return Stage(model, first, by_weight, best, gain(np.ones(len(gains), bool)), gain(images["bent"].to_numpy(bool)))
+    elsewhere = {fold: fold_of != fold for fold in np.unique(fold_of).tolist() if nested and (fold_of != fold).any()}
+    others = {f: judge(model, first, dice[:, rows], images[rows], classes, False) for f, rows in elsewhere.items()}
+    found = gain(np.ones(len(gains), bool)), gain(images["bent"].to_numpy(bool))
+    return Stage(model, first, by_weight, best, *found, others)
 
 
 def judge_stages(
@@ -146,6 +151,22 @@ def judge_stages(
             dice = refined_dice(stage, dict(zip(rows["image_name"], rows["fold"], strict=True)), cache, threshold)
             found.append(judge(model, stage[0].config.first, dice, rows, len(cache.classes)))
     return sorted(found, key=lambda stage: -stage.overall.mean)
+
+
+def refine_by_fold(
+    output_dir: str | Path, fold_models: Sequence[FoldModel], stages: Sequence[Stage]
+) -> tuple[list[FoldModel], dict[int, list[FoldModel]]]:
+    """The fold models as `refine` gives them with the stages' weights; by fold, with those of the other folds."""
+    made: dict[tuple, list[FoldModel]] = {}
+
+    def of(fold: int | None) -> list[FoldModel]:
+        judged = sorted((stage.others.get(fold, stage) for stage in stages), key=lambda stage: -stage.overall.mean)
+        weights = tuple((stage.model, stage.weight) for stage in judged if stage.weight)
+        if weights not in made:
+            made[weights] = refine(output_dir, fold_models, dict(weights))
+        return made[weights]
+
+    return of(None), {fold: of(fold) for fold in sorted({m.fold for m in fold_models})}
 
 
 def refine(output_dir: str | Path, fold_models: Sequence[FoldModel], weights: Mapping[str, float]) -> list[FoldModel]:

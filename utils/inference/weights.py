@@ -1,7 +1,7 @@
 """Choose weights and thresholds of the vote by out-of-fold Dice, and estimate the Dice to expect on new people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,10 @@ THRESHOLDS = tuple(np.round(np.arange(0.30, 0.71, 0.05), 2).tolist())
 
 PICKS = 5
 """Models that `choose_weights` picks one after the other, with repetition: weights are multiples of 1/5, 1/4, 1/3, …"""
+
+
+Voters = tuple[Sequence[FoldModel], dict[str, float]]
+"""Fold models, and the weight of each model."""
 
 
 def shared_images(fold_models: Sequence[FoldModel], folds: pd.DataFrame) -> dict[str, int]:
@@ -69,17 +73,29 @@ def choose_thresholds(
     weights: dict[str, float],
     fixed: float = 0.5,
     vote: str = "soft",
+    others: Mapping[int, Voters] | None = None,
 ) -> Thresholds:
-    """Thresholds per class from the out-of-fold Dice of `images`, with a cross-fitted estimate of the gain."""
+    """Thresholds per class from the out-of-fold Dice of `images`, with a cross-fitted estimate of the gain.
+
+    others: by fold, who votes there, see `Vote.others`; None for the same voters everywhere.
+    """
     candidates = sorted({*THRESHOLDS, fixed}, key=lambda t: (abs(t - fixed), t))  # of equally good ones, the first wins
-    tables = [out_of_fold_dice(fold_models, images, cache, weights, t, vote) for t in candidates]
-    dice = np.stack([table.to_numpy() for table in tables])  # (thresholds, images, classes)
+    made: dict[tuple, list[pd.DataFrame]] = {}
+
+    def scored(voters: Sequence[FoldModel], of: Mapping[str, float]) -> tuple[list[pd.DataFrame], np.ndarray]:
+        key = (id(voters), *sorted(of.items()))
+        if key not in made:
+            made[key] = [out_of_fold_dice(voters, images, cache, dict(of), t, vote) for t in candidates]
+        return made[key], np.stack([table.to_numpy() for table in made[key]])  # (thresholds, images, classes)
+
+    tables, dice = scored(fold_models, weights)
     fold_of = tables[0].index.map(images).to_numpy()
     crossed, best_elsewhere = np.empty_like(dice[0]), {}
     for fold in np.unique(fold_of).tolist():
-        here, others = fold_of == fold, fold_of != fold
-        choice = dice[:, others].mean(1).argmax(0) if others.any() else np.zeros(dice.shape[2], int)
-        crossed[here] = np.take_along_axis(dice[:, here], choice[None, None], 0)[0]
+        here, rest = fold_of == fold, fold_of != fold
+        _, there = scored(*(others or {}).get(fold, (fold_models, weights)))
+        choice = there[:, rest].mean(1).argmax(0) if rest.any() else np.zeros(dice.shape[2], int)
+        crossed[here] = np.take_along_axis(there[:, here], choice[None, None], 0)[0]
         best_elsewhere[fold] = [candidates[i] for i in choice]
     best = [candidates[i] for i in dice.mean(1).argmax(0)]
     curve = pd.DataFrame(dice.mean(1), index=candidates, columns=cache.classes).sort_index()
@@ -125,7 +141,7 @@ class Weights:
     best: each model's weight, chosen on all images; 0 leaves the model out. dice: images × classes, of the vote with
     these weights. equal: mean Dice with equal weights. crossed: mean Dice if each fold is scored with the weights that
     are best on the other folds; it is the Dice to expect on new people. p: of the difference between these two, see
-    `data.significance.sign_flip_p`.
+    `data.significance.sign_flip_p`. others: by fold, the weights that are best on the other folds.
     """
 
     best: dict[str, float]
@@ -133,6 +149,7 @@ class Weights:
     equal: float
     crossed: float
     p: float
+    others: dict[int, dict[str, float]]
 
     @property
     def worth_it(self) -> bool:
@@ -147,6 +164,7 @@ def choose_weights(
     threshold: float | Sequence[float] = 0.5,
     vote: str = "soft",
     people: Mapping[str, str] | None = None,
+    elsewhere: Mapping[int, Sequence[FoldModel]] | None = None,
 ) -> Weights:
     """Choose each model's weight by out-of-fold Dice, and estimate the Dice to expect on new people.
 
@@ -162,6 +180,7 @@ def choose_weights(
         threshold: of the vote, 0 to 1, one number or one per class.
         vote: "soft" or "hard".
         people: whose image each is, for p; None: every image is of another person.
+        elsewhere: by fold, the fold models as refined by what the other folds say; None for `fold_models` everywhere.
 
     Returns:
         The weights by model (multiples of 1/PICKS or of 1 / a smaller number of picks, with sum 1; all 1.0 if there is
@@ -173,34 +192,38 @@ def choose_weights(
     """
     models = sorted({m.model for m in fold_models})
     fold_of = np.array([images[name] for name in images])
-    voted: dict[tuple[int, ...], pd.DataFrame] = {}
+    voted: dict[tuple, pd.DataFrame] = {}
 
-    def dice(picks: Sequence[int]) -> pd.DataFrame:
+    def dice(picks: Sequence[int], voters: Sequence[FoldModel] = fold_models) -> pd.DataFrame:
         counts = tuple((np.array(picks) // np.gcd.reduce(picks)).tolist())
-        if counts not in voted:
-            weights = dict(zip(models, counts, strict=True))
-            voted[counts] = out_of_fold_dice(fold_models, images, cache, weights, threshold, vote)
-        return voted[counts]
+        if (key := (id(voters), counts)) not in voted:
+            voted[key] = out_of_fold_dice(voters, images, cache, shares(counts, 1), threshold, vote)
+        return voted[key]
 
-    def select(rows: np.ndarray) -> tuple[int, ...]:
+    def shares(picks: Sequence[int], of: int) -> dict[str, float]:
+        return {model: n / of for model, n in zip(models, picks, strict=True)}
+
+    def select(rows: np.ndarray, voters: Sequence[FoldModel] = fold_models) -> tuple[int, ...]:
         picks, path = (0,) * len(models), []
         for _ in range(PICKS):
             more = [tuple(n + (i == j) for j, n in enumerate(picks)) for i in range(len(models))]
-            picks = max(more, key=lambda some: mean_dice(dice(some)[rows]))
+            picks = max(more, key=lambda some: mean_dice(dice(some, voters)[rows]))
             path.append(picks)
-        return max(path, key=lambda some: mean_dice(dice(some)[rows]))
+        return max(path, key=lambda some: mean_dice(dice(some, voters)[rows]))
 
     equal = dice((1,) * len(models))
     if len(np.unique(fold_of)) < 2:
-        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal), 1.0)
-    crossed = equal.copy()
-    for fold in np.unique(fold_of):
-        crossed[fold_of == fold] = dice(select(fold_of != fold))[fold_of == fold]
+        return Weights(dict.fromkeys(models, 1.0), equal, mean_dice(equal), mean_dice(equal), 1.0, {})
+    crossed, equal, others = equal.copy(), equal.copy(), {}
+    for fold in sorted({*fold_of.tolist(), *(elsewhere or {})}):
+        here, voters = fold_of == fold, (elsewhere or {}).get(fold, fold_models)
+        picks = select(~here, voters)
+        others[fold] = shares(picks, sum(picks))
+        crossed[here], equal[here] = dice(picks, voters)[here], dice((1,) * len(models), voters)[here]
     best = select(np.ones(len(fold_of), bool))
-    weights = {model: n / sum(best) for model, n in zip(models, best, strict=True)}
     gains = (crossed - equal).mean(axis=1)
     p = sign_flip_p(gains.to_numpy(), gains.index.map(people or {name: name for name in images}).to_numpy())
-    return Weights(weights, dice(best), mean_dice(equal), mean_dice(crossed), p)
+    return Weights(shares(best, sum(best)), dice(best), mean_dice(equal), mean_dice(crossed), p, others)
 
 
 def model_weights(
@@ -222,14 +245,16 @@ class Vote:
     """How the models vote.
 
     weights: by model; 0 leaves the model out. tables: out-of-fold Dice (images × classes) of each model and of the
-    "ensemble", on the same images; empty if no image can be scored. crossed: see `Weights`; None if the weights are not
-    chosen ones. summary: one line for people.
+    "ensemble", on the same images; empty if no image can be scored. crossed: Dice if refinements and weights of each
+    fold are those that the other folds choose; None if none is chosen. summary: one line for people. others: by fold,
+    who votes with these.
     """
 
     weights: dict[str, float]
     tables: dict[str, pd.DataFrame]
     crossed: float | None
     summary: str
+    others: dict[int, Voters] = field(default_factory=dict)
 
 
 def weigh_models(
@@ -242,36 +267,62 @@ def weigh_models(
     threshold: float,
     vote: str = "soft",
     people: Mapping[str, str] | None = None,
+    elsewhere: Mapping[int, Sequence[FoldModel]] | None = None,
 ) -> Vote:
     """Each model's weight with the scores: `weights` in the order of `models` if given, else chosen or equal.
 
     With `tune`, weights are chosen by out-of-fold Dice, and taken if they are shown to be better than equal ones on
     folds on which they were not chosen (see `Weights.worth_it`). images: see `shared_images`; without any, weights are
-    as given or equal. people: whose image each is. Raises ValueError for weights that do not match the models.
+    as given or equal. people: whose image each is. elsewhere: see `choose_weights`. Raises ValueError for weights that
+    do not match the models.
     """
     given = model_weights(fold_models, models, weights)
+    elsewhere = elsewhere or dict.fromkeys({m.fold for m in fold_models}, fold_models)
+    others = {fold: (voters, given) for fold, voters in elsewhere.items()}
     if not images:
-        return Vote(given, {}, None, "no image can be scored by all models, so there is no out-of-fold score")
+        return Vote(given, {}, None, "no image can be scored by all models, so there is no out-of-fold score", others)
     tables = {name: out_of_fold_dice(fold_models, images, cache, {name: 1.0}, threshold, vote) for name in given}
     crossed, summary = None, ""
     if tune and not weights:
-        chosen = choose_weights(fold_models, images, cache, threshold, vote, people)
+        chosen = choose_weights(fold_models, images, cache, threshold, vote, people, elsewhere)
         summary = (
             f"equal weights {chosen.equal:.4f}, chosen on the other folds {chosen.crossed:.4f}, p = {chosen.p:.2g}: "
         )
         summary += "chosen weights are taken; " if chosen.worth_it else "weights stay equal; "
         if chosen.worth_it:
             given, tables["ensemble"], crossed = chosen.best, chosen.dice, chosen.crossed
+            others = {fold: (voters, chosen.others[fold]) for fold, voters in elsewhere.items()}
     if "ensemble" not in tables:
         tables["ensemble"] = out_of_fold_dice(fold_models, images, cache, given, threshold, vote)
+    if crossed is None and any(voters is not fold_models for voters in elsewhere.values()):
+        crossed = mean_dice(_of_others("ensemble", others, images, cache, threshold, vote))
     dice = {name: mean_dice(table) for name, table in tables.items()}
     best = max(given, key=dice.get)
     summary += f"{len(images)} images: ensemble {dice['ensemble']:.4f}, {best} alone {dice[best]:.4f}"
-    return Vote(given, tables, crossed, f"{summary}: {dice['ensemble'] - dice[best]:+.4f}")
+    return Vote(given, tables, crossed, f"{summary}: {dice['ensemble'] - dice[best]:+.4f}", others)
+
+
+def _of_others(
+    name: str,
+    others: Mapping[int, Voters],
+    images: Mapping[str, int],
+    cache: Cache,
+    thresholds: Mapping[int, Sequence[float]] | float,
+    vote: str,
+    postprocess: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Dice of a model or the "ensemble", each fold voted on as the other folds choose."""
+    parts = []
+    for fold in sorted(set(images.values())):
+        voters, weights = others[fold]
+        here = {n: k for n, k in images.items() if k == fold}
+        shares = weights if name == "ensemble" else {name: 1.0}
+        limit = thresholds if isinstance(thresholds, float) else thresholds[fold]
+        parts.append(out_of_fold_dice(voters, here, cache, shares, limit, vote, postprocess))
+    return pd.concat(parts).loc[list(images)]
 
 
 def submitted_dice(
-    fold_models: Sequence[FoldModel],
     images: dict[str, int],
     cache: Cache,
     voting: Vote,
@@ -282,10 +333,10 @@ def submitted_dice(
     """Out-of-fold Dice (images × classes) of each model and of the "ensemble", of masks made as the submitted ones.
 
     Args:
-        fold_models, images, cache, vote: as of `weigh_models`.
+        images, cache, vote: as of `weigh_models`.
         voting: what it returned, at the fixed threshold and without post-processing.
         thresholds: the fixed one or, where tuned ones are submitted, by fold those that are best on the other folds
-            (`Thresholds.others`), so that no image is scored with thresholds that were chosen on it.
+            (`Thresholds.others`), so that no image is scored with thresholds, weights or refinements chosen on it.
         postprocess: the steps on the submitted masks.
 
     Returns:
@@ -293,15 +344,5 @@ def submitted_dice(
     """
     if not images or (isinstance(thresholds, float) and not postprocess):
         return voting.tables
-    of_fold = dict.fromkeys(images.values(), thresholds) if isinstance(thresholds, float) else thresholds
-    tables = {}
-    for name in voting.tables:
-        weights = voting.weights if name == "ensemble" else {name: 1.0}
-        parts = [
-            out_of_fold_dice(
-                fold_models, {n: k for n, k in images.items() if k == fold}, cache, weights, limit, vote, postprocess
-            )
-            for fold, limit in of_fold.items()
-        ]
-        tables[name] = pd.concat(parts).loc[list(images)]
-    return tables
+    given = images, cache, thresholds, vote, postprocess
+    return {name: _of_others(name, voting.others, *given) for name in voting.tables}
