@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import cv2
 import numpy as np
@@ -119,6 +120,20 @@ def test_metadata_written_by_hand_is_understood_by_one_reader(copy):
     assert table["nail_art"].tolist() == [False, True, False, False]
     assert person_values(table)[:, 4:].sum(axis=1).tolist() == [4, 4, 0, 1]
     assert "1 rows of the table have no ID" in check_data(copy, n_folds=2).table()["problem"].tolist()
+
+
+def test_people_of_a_mac_archive_meet_their_row_of_the_table(copy):
+    """Folders unpacked from a Mac hold accents decomposed; Excel holds them composed."""
+    for split in ("train/DCM", "train/outputs_json"):
+        person = min((copy / split).iterdir())
+        person.rename(person.with_name(unicodedata.normalize("NFD", "Zoë")))
+    metadata = pd.read_excel(copy / "meta_data.xlsx").replace(
+        {"ID": {person.name: unicodedata.normalize("NFC", "Zoë")}}
+    )
+    metadata.to_excel(copy / "meta_data.xlsx", index=False)
+    table = read_index(copy)
+    assert "Zoë" in set(table["ID"]) and table["age"].notna().all()
+    assert not [f for f in check_data(copy).findings if "metadata" in f.kind and "Zo" in f.problem]
 
 
 def test_wrist_angle_measures_the_bend():

@@ -353,3 +353,18 @@ def test_an_unreadable_image_leaves_no_folder(data, tmp_path):
     image = Imported(data / "train/outputs_json/ID1/one.json", "ID1/one.jpg", {})
     assert "not a readable image" in refused(write_folder, tmp_path / "x", [image], ["a"])[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+def test_ids_as_text_in_one_list_and_as_numbers_in_the_other_are_the_same(tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 20, "height": 20}],
+        "categories": [{"id": 1, "name": "bone"}],
+        "annotations": [{"id": 1, "image_id": "7", "category_id": "1", "segmentation": [[1, 1, 9, 1, 9, 9]]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    (found,) = read_dataset(tmp_path / "coco.json").annotations
+    assert (found.image_id, found.category_id) == (7, 1)
+    content["annotations"][0]["category_id"] = "²"
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no category has the id '²'; there are"):
+        read_dataset(tmp_path / "coco.json")

@@ -265,3 +265,8 @@ def test_it_starts_without_torch() -> None:
     code = "import sys, utils.submission; print([m for m in ('torch', 'cv2', 'scipy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_table_with_missing_masks_is_scored_as_empty_ones():
+    truth = pd.DataFrame({"image_name": ["a.png"] * 2, "class": ["x", "y"], "rle": ["1 5", np.nan]})
+    assert combine.score(truth.assign(rle=[None, np.nan]), truth)["dice"].tolist() == pytest.approx([0, 1], abs=1e-4)

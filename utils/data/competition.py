@@ -97,7 +97,7 @@ def find_images(
                 header = (0, 0, 0)
             if header[2] == 16:
                 findings.append(Finding("16 bits", "its grey values have 16 bits", place, place))
-            rows.append((split, ID, path.name, str(path), annotation, *header, place))
+            rows.append((split, same_name(ID), path.name, str(path), annotation, *header, place))
         if split == "train":
             for path in (Path(path) for key, path in labels.items() if key not in used):
                 image = images / path.parent.name / f"{path.stem}.png"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from utils.data.findings import DataError
+from utils.data.image_header import same_name
 
 COLUMNS = {
     "나이": "age",
@@ -39,7 +40,8 @@ def read_metadata(data_dir: str | Path) -> pd.DataFrame | None:
     if missing:
         raise DataError(f"{path}: unexpected columns {list(raw.columns)}", [f"missing column {c}" for c in missing])
     table = raw.reindex(columns=["ID", *COLUMNS], fill_value="").rename(columns=COLUMNS)
-    table["ID"] = table["ID"].map(lambda value: f"{value:g}" if isinstance(value, float) else str(value).strip())
+    texts = table["ID"].map(lambda value: f"{value:g}" if isinstance(value, float) else str(value).strip())
+    table["ID"] = texts.map(same_name)
     table["nail_art"] = table["nail_art"].astype(str).str.strip().ne("")
     named = cleaned(table[table["ID"] != ""]).drop_duplicates("ID").reset_index(drop=True)
     named.attrs["nameless"] = int((table["ID"] == "").sum())

@@ -197,6 +197,14 @@ def _is_id(value: Any) -> bool:
     return type(value) in (int, str)
 
 
+def _known(value: Any, ids: dict[Any, Any]) -> Any:
+    """The id as `ids` has it: some programs write numbers as text in one list and as numbers in the other."""
+    if not _is_id(value) or value in ids:
+        return value
+    other = str(value) if isinstance(value, int) else int(value) if value.isascii() and value.isdigit() else value
+    return other if other in ids else value
+
+
 def _id(entry: Any) -> str:
     return f" (id {entry['id']})" if isinstance(entry, dict) and _is_id(entry.get("id")) else ""
 
@@ -232,11 +240,12 @@ def _annotation(entry: Any, dataset: Dataset, needed: str) -> Annotation:
     """One checked annotation or, with `needed` = "score", result. Raises ValueError with what is wrong."""
     if not isinstance(entry, dict):
         raise ValueError(f"a {type(entry).__name__}; expected an object")
-    image_id, category_id = entry.get("image_id"), entry.get("category_id")
+    image_id, category_id = _known(entry.get("image_id"), dataset.images), entry.get("category_id")
+    category_id = _known(category_id, dataset.categories)
     if not _is_id(image_id) or image_id not in dataset.images:
         raise ValueError(f"no image has the id {image_id!r}")
     if not _is_id(category_id) or category_id not in dataset.categories:
-        raise ValueError(f"no category has the id {category_id!r}; there are {sorted(dataset.categories)}")
+        raise ValueError(f"no category has the id {category_id!r}; there are {sorted(dataset.categories, key=str)}")
     if needed == "id" and not _is_id(entry.get("id")):
         raise ValueError("it has no id")
     score = entry.get("score")

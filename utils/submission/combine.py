@@ -80,7 +80,9 @@ def _aligned(
     tables, problems = [], []
     for number, source in enumerate(sources, 1):
         if isinstance(source, pd.DataFrame):
-            tables.append((f"table {number}", source[COLUMNS].set_axis(range(2, len(source) + 2))))  # as if written
+            tables.append(
+                (f"table {number}", source[COLUMNS].fillna("").set_axis(range(2, len(source) + 2)))
+            )  # as if written
             continue
         try:
             tables.append((str(source), read(source)))
