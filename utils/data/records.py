@@ -126,7 +126,7 @@ class Prediction(OfFoldModel):
 
 
 class Ensemble(Submitting):
-    """The vote. missing: fold models that failed, with the reason. oof_dice_cross_fitted: with weights of other folds.
+    """The vote. missing: fold models that failed, with the reason. oof_dice_cross_fitted: as other folds choose.
     fold_models: those that voted, with weight and val_dice. models, wrist_stages: oof_dice, test_dice and weight by
     model. thresholds: by class. threshold_gain, postprocess_gains: out of fold."""
 
