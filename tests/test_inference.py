@@ -18,6 +18,7 @@ from utils.inference import ensemble, weights
 from utils.inference.in_order import in_order
 from utils.inference.predict import Predictor
 from utils.inference.probabilities import LEVELS, ProbabilityStore
+from utils.inference.thresholds import choose_thresholds
 from utils.inference.tta import build_tta
 from utils.masks import upsampling
 from utils.masks.dice import dice_of_masks, mean_dice
@@ -256,7 +257,7 @@ def test_only_fold_models_that_did_not_see_a_person_judge_it(data, tmp_path):
     mixed = mean_dice(weights.out_of_fold_dice(fold_models, images, cache, {"a": 1.0, "b": 1.0}))
     assert good > 0.9 and mixed < good
     assert weights.shared_images(fold_models[:3], folds) == {n: f for n, f in images.items() if f == 0}
-    tuned = weights.choose_thresholds(fold_models, images, cache, {"a": 1.0, "b": 1.0})
+    tuned = choose_thresholds(fold_models, images, cache, {"a": 1.0, "b": 1.0})
     assert tuned.fixed == pytest.approx(mixed) and tuned.tuned > tuned.fixed and np.mean(tuned.best) < 0.5
     chosen = weights.choose_weights(fold_models, images, cache)
     assert chosen.best == {"a": 1, "b": 0} and mean_dice(chosen.dice) == good and chosen.equal == mixed
@@ -297,7 +298,7 @@ def test_equally_good_thresholds_give_way_to_the_fixed_one(data, tmp_path):
         for name in (n for n, fold in folds.items() if fold == m.fold):  # certain everywhere: no threshold matters
             m.oof.write(name, np.zeros_like(data.cache.read(name).label.dense(), np.float32), (256, 256))
     for fixed in (0.5, 0.42):
-        tuned = weights.choose_thresholds(fold_models, folds, data.cache, {"a": 1.0}, fixed)
+        tuned = choose_thresholds(fold_models, folds, data.cache, {"a": 1.0}, fixed)
         assert {*tuned.best, *tuned.others[0], *tuned.others[1]} == {fixed}
         assert tuned.curve.index.is_monotonic_increasing and tuned.tuned == tuned.fixed
 

@@ -15,7 +15,8 @@ from utils.files import write_json, write_table
 from utils.inference.ensemble import find_checkpoint, find_fold_models
 from utils.inference.predict import Predictor
 from utils.inference.probabilities import ProbabilityStore
-from utils.inference.weights import CANDIDATES, choose_thresholds, out_of_fold_dice, shared_images
+from utils.inference.thresholds import choose_thresholds
+from utils.inference.weights import CANDIDATES, out_of_fold_dice, shared_images
 
 TTAS = ("none", "hflip", "scale", "hflip+scale")
 RECORD = "variants.json"
