@@ -19,7 +19,7 @@ def main() -> None:
     angle = np.linspace(0, 2 * np.pi, POINTS, endpoint=False)
     radius = 250 + 20 * np.sin(9 * angle) + 5 * np.sin(31 * angle)
     shape = np.stack([radius * np.cos(angle), 1000 + 1.6 * radius * np.sin(angle)], 1)
-    shapes = [(label, shape + (400 + 300 * number, 0)) for number, label in enumerate(CLASSES)]
+    shapes = [(label, shape + np.array([400 + 300 * number, 0])) for number, label in enumerate(CLASSES)]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         (data / "classes.txt").write_text("\n".join(CLASSES) + "\n")
