@@ -25,6 +25,11 @@ SLOWEST = (
     "test_pipeline",
     "test_zoo_modern",
     "test_zoo_classic",
+    "test_preflight",
+    "test_zoo_cam",
+    "test_export",
+    "test_faults",
+    "test_zoo_side_by_side",
 )
 
 

@@ -76,6 +76,7 @@ def test_logits_are_the_union_of_the_instances(taught):
         assert torch.allclose(alone.sigmoid(), logits[1:].sigmoid(), rtol=0, atol=2.5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_half_precision_finds_the_same(taught, layout):
     """bfloat16 has three digits: boxes of a hundred pixels would be half a pixel off if they were computed in it."""

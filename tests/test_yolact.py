@@ -195,6 +195,7 @@ def test_two_images_are_learnt_and_instances_make_the_same_masks(taught):
             assert box_iou(each.boxes[best][None], wanted[None]).item() > 0.7
 
 
+@pytest.mark.slow
 def test_exported_it_finds_the_same_in_any_number_of_images(taught, tmp_path):
     model, images, _ = taught
     images = torch.cat([images, images.flip(3)]).numpy()

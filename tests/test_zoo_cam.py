@@ -62,6 +62,7 @@ def test_logits_say_how_far_a_map_exceeds_the_cutoff_of_its_maximum():
         assert not (model(image) > 0).any()  # a flat map marks nothing
 
 
+@pytest.mark.slow
 def test_crop_labels_are_enough_to_find_shapes():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
