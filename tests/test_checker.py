@@ -319,6 +319,33 @@ def test_files_that_do_not_fit_each_other_are_refused_with_all_problems(hands, t
     assert not (tmp_path / "v.csv").exists()
 
 
+def test_evenly_spaced_parts_are_no_other_image_size(tmp_path):
+    bars, joined, small = np.zeros((3, 300, 300), bool)
+    for x in (50, 100, 150):
+        bars[20:280, x : x + 10] = True
+    joined[20:280, 50:160] = True
+    small[10:140, 25:80] = True
+    half = np.ascontiguousarray(small[:150, :150])
+    columns = {"image_name": ["a.png"], "class": ["tooth"]}
+    bars, joined, half = (pd.DataFrame(columns | {"rle": [rle.encode(mask)]}) for mask in (bars, joined, half))
+    assert submission.score(bars, joined)["dice"][0] == pytest.approx(2 * 30 / (30 + 110))
+    assert submission.score(joined, bars)["dice"][0] == pytest.approx(2 * 30 / (30 + 110))
+    with pytest.raises(DataError, match=r"masks of other image sizes than .* in 1 images, first a\.png: about 150"):
+        submission.score(half, joined)
+
+
+def test_two_test_images_of_one_name_end_in_no_traceback(hands, tmp_path):
+    folder, truth = hands
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    first, *others = sorted((copy / "test" / "DCM").rglob("*.png"))
+    other = next(path for path in others if path.parent != first.parent)
+    other.rename(other.with_name(first.name))
+    path = saved(truth[truth["image_name"] != other.name], tmp_path / "some.csv")
+    done = run("check", path, "--data", copy)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("rows", [slice(0, 0), slice(0, 1), slice(3, 9), slice(None)], ids=str)
 def test_parts_of_a_submission_are_judged_without_a_crash(hands, tmp_path, rows):
     folder, truth = hands

@@ -518,12 +518,18 @@ def test_a_submission_becomes_coco_results(sample, tmp_path):
         )
         assert (judge.decode(result["segmentation"]).astype(bool) == true).all() and result["area"] == true.sum()
     bad = pd.DataFrame(
-        {"image_name": ["x.png", table["image_name"][0]], "class": classes[:2], "rle": ["1 2", "65536 9"]}
+        {
+            "image_name": ["x.png", *3 * [table["image_name"][0]]],
+            "class": classes[:2] + classes[1:3],
+            "rle": ["1 2", "65536 9", "", "1 1 1099511627776 1"],
+        }
     )
     bad.to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(DataError, match=r"line 2: no image 'x.png'") as error:
         coco.results_of_submission(tmp_path / "bad.csv", table, classes)
     assert "line 3" in error.value.problems[1] and "256 rows" in error.value.problems[1]
+    assert error.value.problems[2].startswith("line 4") and "has a row already" in error.value.problems[2]
+    assert "line 5" in error.value.problems[3] and "pixel 1099511627776, past the end" in error.value.problems[3]
 
 
 def test_commands(data, tmp_path, monkeypatch, capsys):

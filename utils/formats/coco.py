@@ -214,8 +214,8 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
         classes: the class names.
 
     Raises:
-        DataError: for a file that is no submission; with all rows of unknown images or classes, malformed masks, and
-            masks past the image's end.
+        DataError: for a file that is no submission; with all rows of unknown images or classes, repeated rows,
+            malformed masks, and masks past the image's end.
     """
     try:
         submission = pd.read_csv(path, dtype=str, keep_default_na=False)[["image_name", "class", "rle"]]
@@ -224,7 +224,11 @@ def results_of_submission(path: str | Path, table: pd.DataFrame, classes: list[s
         raise DataError(f"{path}: not a submission", [problem]) from error
     ids, sizes = image_ids(table), {image.image_name: image.size for image in images_of(table)}
     results, problems = [], []
+    repeated = submission.duplicated(["image_name", "class"]).tolist()
     for line, (name, label, text) in enumerate(submission.itertuples(index=False, name=None), 2):
+        if repeated[line - 2]:
+            problems.append(f"line {line}: {name}, {label} has a row already; expected one per image and class")
+            continue
         if name not in ids or label not in classes:
             problems.append(f"line {line}: no image {name!r} or no class {label!r} in the data")
             continue

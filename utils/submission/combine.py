@@ -129,18 +129,23 @@ def _mask_problems(tables: list[tuple[str, pd.DataFrame]], sizes: pd.DataFrame |
 
 
 def _size_problems(tables: list[tuple[str, pd.DataFrame]]) -> list[str]:
-    """Images of which two files have masks of different widths, told from the distance between a mask's runs.
+    """Images of which two files have masks of different sizes, told from the distance between a mask's runs.
 
-    Only the mask with the longest text of each image is looked at.
+    Only the mask with the first file's longest text of each image is looked at. Of two sizes, the mask's last pixel
+    differs, too; where it does not, a file has evenly spaced parts in a row, such as teeth, and not another size.
     """
     name, first = tables[0]
     images = first["image_name"].to_numpy()
-    widths = [_widths(table["rle"].tolist(), images) for _, table in tables]
+    longest = first["rle"].str.len().groupby(images, sort=False).agg(lambda lengths: lengths.to_numpy().argmax())
+    offsets = pd.Series(range(len(images))).groupby(images, sort=False).agg(list)
+    rows = [offsets[image][place] for image, place in longest.items()]
+    widths, last = zip(*(_widths([table["rle"].iloc[i] for i in rows]) for _, table in tables), strict=True)
     problems = []
-    for (other, _), found in zip(tables[1:], widths[1:], strict=True):
-        differing = np.flatnonzero(np.abs(np.log(found / widths[0])) > np.log(WIDTH_RATIO))  # not where one is NaN
+    for (other, _), found, end in zip(tables[1:], widths[1:], last[1:], strict=True):
+        ratio, length = np.log(found / widths[0]), np.log(end / last[0])  # NaN where a mask does not show its width
+        differing = np.flatnonzero((abs(ratio) > np.log(WIDTH_RATIO)) & (length * np.sign(ratio) > abs(ratio)))
         if differing.size:
-            image, here, there = (values[differing[0]] for values in (pd.unique(images), found, widths[0]))
+            image, here, there = (values[differing[0]] for values in (longest.index, found, widths[0]))
             problems.append(
                 f"{other}: masks of other image sizes than {name} in {differing.size} images, first "
                 f"{shown_name(image)}: about {here:.0f} pixels wide instead of {there:.0f}; encode masks at full size"
@@ -148,13 +153,13 @@ def _size_problems(tables: list[tuple[str, pd.DataFrame]]) -> list[str]:
     return problems
 
 
-def _widths(texts: list[str], images: np.ndarray) -> np.ndarray:
-    """The width of each image in pixels, in the order of their first rows; NaN where its masks do not show it."""
-    longest = pd.Series(map(len, texts)).groupby(images, sort=False).idxmax().to_numpy()
-    starts, _, row, _ = rle.parse_column([texts[i] for i in longest])
-    widths = np.full(len(longest), np.nan)
-    for mask, of_mask in enumerate(np.split(starts, np.searchsorted(row, np.arange(1, len(longest))))):
+def _widths(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The width in pixels that each mask shows, NaN where it shows none, and the mask's last pixel."""
+    starts, ends, row, _ = rle.parse_column(texts)
+    widths, last = np.full(len(texts), np.nan), np.ones(len(texts))
+    np.maximum.at(last, row, ends)
+    for mask, of_mask in enumerate(np.split(starts, np.searchsorted(row, np.arange(1, len(texts))))):
         steps = np.diff(of_mask)
         if len(of_mask) >= WIDTH_RUNS and (abs(steps / np.median(steps) - 1) < 0.1).mean() >= WIDTH_SHARE:
             widths[mask] = np.median(steps)
-    return widths
+    return widths, last
