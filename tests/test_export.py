@@ -20,9 +20,10 @@ from utils import registry
 from utils.data.augment import Augmenter
 from utils.data.augmentation import NO_AUGMENTATION
 from utils.data.loader import normalise
+from utils.data.records import Ensemble, write_record
 from utils.files import ROOT, Problems, read_json
 from utils.inference.architectures import compare_architectures, format_table
-from utils.inference.export import export, first_line
+from utils.inference.export import export, first_line, with_submitted_thresholds
 from utils.inference.export_formats import BUILT_IN
 from utils.inference.exportable import Exportable, torch_runner, without_warnings
 from utils.inference.parity import compare_exported, open_exported
@@ -219,6 +220,14 @@ def test_with_metadata_and_deep_supervision_any_number_of_images_is_taken(tmp_pa
         for number in (1, 3):
             expected = torch_runner(network)(images[:number])
             assert np.abs(run(images[:number]) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_files_threshold_as_the_submission_does(tmp_path):
+    config = Config(classes=["a", "b"], image_size=32, architecture="unet", thresholds=[0.4, 0.4])
+    assert with_submitted_thresholds(config, tmp_path).thresholds == [0.4, 0.4]
+    assert with_submitted_thresholds(replace(config, thresholds=[]), tmp_path).thresholds == [0.5, 0.5]
+    write_record(Ensemble(thresholds={"b": 0.65, "a": 0.3}), tmp_path / "05_ensemble")
+    assert with_submitted_thresholds(config, tmp_path).thresholds == [0.3, 0.65]
 
 
 def test_wrong_formats_are_named_all_at_once(tmp_path):

@@ -123,8 +123,7 @@ def test_the_export_notebook_compares_formats_and_architectures(run):
     assert (tried[["megabytes", "milliseconds"]].astype(float) > 0).all(axis=None)
     submitted = read_json(run / "05_ensemble" / "metrics.json")["thresholds"]
     about = read_json(run / "10_export/thin/fold0/files/config.json")
-    assert dict(zip(about["classes"], about["thresholds"], strict=True)) == submitted  # tuned ones, in this run
-    assert len(set(submitted.values())) > 1
+    assert dict(zip(about["classes"], about["thresholds"], strict=True)) == submitted
     text = outputs(run / "10_export-0.ipynb")
     assert "Dice 1.0000" in text and "linknet" in text and pictures(run / "10_export-0.ipynb") == 2
 
