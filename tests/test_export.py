@@ -223,7 +223,7 @@ def test_with_metadata_and_deep_supervision_any_number_of_images_is_taken(tmp_pa
 
 
 def test_files_threshold_as_the_submission_does(tmp_path):
-    config = Config(classes=["a", "b"], image_size=32, architecture="unet", thresholds=[0.4, 0.4])
+    config = Config("unet", "resnet18", ["a", "b"], 32, thresholds=[0.4, 0.4])
     assert with_submitted_thresholds(config, tmp_path).thresholds == [0.4, 0.4]
     assert with_submitted_thresholds(replace(config, thresholds=[]), tmp_path).thresholds == [0.5, 0.5]
     write_record(Ensemble(thresholds={"b": 0.65, "a": 0.3}), tmp_path / "05_ensemble")
