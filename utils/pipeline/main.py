@@ -38,7 +38,8 @@ def snakemake(run: Path, options: list[str], local: bool = True) -> int:
     """
     command = [sys.executable, "-c", SNAKEMAKE, "--snakefile", str(ROOT / "notebooks" / "Snakefile")]
     command += ["--directory", str(run), "--nolock", "--ignore-incomplete", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", "--retries", "1", *options]
+    # the default scheduler writes temporary files, which stay when Snakemake is killed; ours need only the priorities
+    command += ["--rerun-triggers", "mtime", "--retries", "1", "--scheduler", "greedy", *options]
     environment = owner_of(run) | {WORKS_FOR: str(run.resolve())}
     process = None
     try:
