@@ -136,10 +136,8 @@ def _size_problems(tables: list[tuple[str, pd.DataFrame]]) -> list[str]:
     """
     name, first = tables[0]
     images = first["image_name"].to_numpy()
-    longest = first["rle"].str.len().groupby(images, sort=False).agg(lambda lengths: lengths.to_numpy().argmax())
-    offsets = pd.Series(range(len(images))).groupby(images, sort=False).agg(list)
-    rows = [offsets[image][place] for image, place in longest.items()]
-    widths, last = zip(*(_widths([table["rle"].iloc[i] for i in rows]) for _, table in tables), strict=True)
+    longest = pd.Series(first["rle"].str.len().to_numpy()).groupby(images, sort=False).idxmax()
+    widths, last = zip(*(_widths(table["rle"].iloc[longest].tolist()) for _, table in tables), strict=True)
     problems = []
     for (other, _), found, end in zip(tables[1:], widths[1:], last[1:], strict=True):
         ratio, length = np.log(found / widths[0]), np.log(end / last[0])  # NaN where a mask does not show its width
