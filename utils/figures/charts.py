@@ -101,8 +101,9 @@ def thresholds(table: pd.DataFrame, current: float = 0.5) -> Figure:
     for name in table.columns if len(table.columns) > 1 else []:
         axes[0].plot(table.index, below[name], color=readable(colours[name]), linewidth=0.8, alpha=0.7)
     axes[0].plot(table.index, mean - mean.max(), color=INK, linewidth=2.2, label="mean of the classes")
-    axes[0].set_ylim(bottom=max(-0.05, float(below.min().min())) * 1.05)
-    axes[0].legend(loc="lower center", fontsize=9, frameon=False)
+    depth = min(0.05, -float(below.min().min())) or 0.01  # equal everywhere, if nothing depends on the threshold
+    axes[0].set_ylim(-1.05 * depth, 0.25 * depth)  # no line is above 0: room for the legend
+    axes[0].legend(loc="upper right", fontsize=9, frameon=False)
     axes[1].plot(table.index, mean, color=INK, linewidth=2.2)
     axes[1].plot(best, mean[best], marker="*", markersize=13, color=PALETTE[3])
     titles = "Dice below each class's own best", f"mean Dice: best {mean[best]:.4f} at {best:g}"
